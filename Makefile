@@ -1,0 +1,39 @@
+# A thin front over the CMake presets: release (default), debug, asan, tsan.
+PRESET ?= release
+PROGRAM = build/$(PRESET)/tandem
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: demo test build setup setup-test format format-check tidy clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+
+demo: build  ## install what is missing, build, run the demo on two ranks
+	@$(PROGRAM) demo
+
+build: setup  ## build/$(PRESET)/tandem
+	@test -f build/$(PRESET)/build.ninja || cmake --preset $(PRESET) $(CMAKE_FLAGS) >build/$(PRESET).configure.log 2>&1 \
+	  || { cat build/$(PRESET).configure.log; exit 1; }
+	@cmake --build --preset $(PRESET) -j $(JOBS) -- --quiet
+
+setup:
+	@scripts/setup.sh build
+
+setup-test:
+	@scripts/setup.sh test
+
+test: setup-test  ## everything CI runs: format, unit and system tests, then both under ASan+UBSan
+	@scripts/test.sh
+
+format: setup-test  ## format every C++ source
+	@git ls-files '*.cpp' '*.h' | xargs build/deps/venv/bin/clang-format -i
+
+format-check: setup-test
+	@git ls-files '*.cpp' '*.h' | xargs build/deps/venv/bin/clang-format --dry-run --Werror
+
+tidy: build setup-test  ## clang-tidy, the rules in .clang-tidy
+	@scripts/tidy.sh build/$(PRESET)
+
+clean:  ## remove what was built, keep what was installed
+	@rm -rf build/release build/debug build/asan build/tsan build/rust

@@ -1,0 +1,44 @@
+// Every bound of Tandem: sizes, counts, waits. Nothing grows or waits without one of these.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+
+namespace tandem::limits {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// Cluster.
+inline constexpr int ranks = 64;
+inline constexpr std::size_t pipe_line_bytes = 64u << 20;  // logits of a 256 k vocabulary are 5 MB of JSON
+inline constexpr milliseconds worker_start{30'000};        // from fork or ssh to its first line
+inline constexpr milliseconds worker_exit{3'000};          // from end-of-file to kill
+
+// Data plane.
+inline constexpr milliseconds connect{30'000};    // the whole mesh
+inline constexpr milliseconds handshake{2'000};   // one connection's proof of the secret
+inline constexpr milliseconds collective{30'000}; // one collective; an idle group steps more often than this
+inline constexpr milliseconds idle_step{5'000};   // an idle rank 0 sends an empty step this often
+
+// Files.
+inline constexpr std::size_t json_file_bytes = 64u << 20;
+inline constexpr std::size_t safetensors_header_bytes = 100u << 20;
+inline constexpr std::size_t read_chunk_bytes = 16u << 20;
+
+// Requests.
+inline constexpr int prefill_chunk_tokens = 512;
+inline constexpr std::size_t queued_requests = 256;
+inline constexpr std::size_t stop_strings = 4;
+inline constexpr std::size_t stop_string_bytes = 1024;
+
+// HTTP.
+inline constexpr std::size_t http_header_bytes = 64u << 10;
+inline constexpr std::size_t http_body_bytes = 16u << 20;
+inline constexpr std::size_t http_connections = 1024;
+inline constexpr seconds http_idle{75};
+inline constexpr seconds http_read{30};
+inline constexpr seconds http_write{30};
+
+}  // namespace tandem::limits
