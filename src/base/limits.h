@@ -14,7 +14,10 @@ using std::chrono::seconds;
 inline constexpr int ranks = 64;
 inline constexpr std::size_t pipe_line_bytes = 64u << 20;  // logits of a 256 k vocabulary are 5 MB of JSON
 inline constexpr milliseconds worker_start{30'000};        // from fork or ssh to its first line
+inline constexpr milliseconds worker_reap{200};            // from end-of-file to knowing how the process ended
+inline constexpr milliseconds conductor_tick{100};
 inline constexpr milliseconds worker_exit{3'000};          // from end-of-file to kill
+inline constexpr milliseconds failure_gathering{400};        // from the first sign of a failure to the verdict
 
 // Data plane.
 inline constexpr milliseconds connect{30'000};    // the whole mesh
@@ -29,7 +32,9 @@ inline constexpr std::size_t read_chunk_bytes = 16u << 20;
 
 // Requests.
 inline constexpr int prefill_chunk_tokens = 512;
+inline constexpr int score_chunk_tokens = 128;  // every row of it has logits
 inline constexpr std::size_t queued_requests = 256;
+inline constexpr std::size_t worker_inbox = 4096;  // messages; more than requests and their cancels can be
 inline constexpr std::size_t stop_strings = 4;
 inline constexpr std::size_t stop_string_bytes = 1024;
 

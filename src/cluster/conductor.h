@@ -1,0 +1,62 @@
+// The conductor: starts the workers of a plan, loads the model on them, passes requests in and events out. It holds no
+// tensor and no device, so nothing a model does can crash it.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cluster/group_logic.h"
+#include "engine/request.h"
+#include "parallel/plan.h"
+
+namespace tandem::cluster {
+
+struct ConductorOptions {
+  std::string model;  // a folder, the same on every machine
+  parallel::Plan plan;
+  std::string device = "auto";
+  std::filesystem::path program;          // this program, for local workers
+  std::string remote_program = "tandem";  // on the other machines
+  int verbosity = 0;
+};
+
+// Each rank's bytes read and to be read, called while the model loads.
+using OnLoading = std::function<void(const std::vector<Progress>&)>;
+// Called on the conductor's thread; must not block or call the conductor's destructor.
+using OnEvent = std::function<void(const engine::Event&)>;
+// Called once, on the conductor's thread, with what was lost.
+using OnLost = std::function<void(const std::string&)>;
+
+// The command of one worker: `program worker`, or the same through ssh.
+std::vector<std::string> worker_command(const ConductorOptions& options, const std::string& host);
+
+class Conductor {
+ public:
+  // Starts and loads; returns when every rank is ready. InputError or ClusterError otherwise.
+  explicit Conductor(ConductorOptions options, const OnLoading& on_loading = {});
+  // Ends every worker.
+  ~Conductor();
+  Conductor(const Conductor&) = delete;
+  Conductor& operator=(const Conductor&) = delete;
+
+  // Hands the request (its id is set here) to rank 0; events follow until a DoneEvent or a RefusedEvent, or until the
+  // group is lost: then `on_lost`, once. Returns the id.
+  std::uint64_t submit(engine::Request request, OnEvent on_event, OnLost on_lost);
+  void cancel(std::uint64_t id);
+
+  // The ranks as they are now.
+  std::vector<RankState> ranks() const;
+  // Called (at once, if it has happened) when a rank or link is lost; the message says which. No request is served
+  // after that.
+  void on_lost(OnLost callback);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tandem::cluster

@@ -1,0 +1,163 @@
+#include "cluster/group_logic.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/limits.h"
+
+namespace tandem::cluster {
+namespace {
+
+using Phase = GroupState::Phase;
+
+std::string name_of(const GroupState& state, int rank) {
+  return fmt::format("rank {} (on {})", rank, state.ranks[rank].host);
+}
+
+bool all(const GroupState& state, auto has) { return std::all_of(state.ranks.begin(), state.ranks.end(), has); }
+
+// After a first sign of failure the others get a moment to say more: the cause often reaches us after its effects.
+void start_failing(GroupState& state, std::int64_t now_ms) {
+  if (state.phase == Phase::failing || state.phase == Phase::failed) return;
+  state.phase = Phase::failing;
+  state.deadline_ms = now_ms + limits::failure_gathering.count();
+}
+
+// The most telling of what the ranks said: what the user can mend, then a process that ended without a word, then what
+// went wrong inside, then what ranks say of each other.
+GiveUp verdict(const GroupState& state) {
+  const auto said = [&](const char* kind) -> std::optional<std::string> {
+    for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
+      const auto& failed = state.ranks[rank].failed;
+      if (failed && failed->kind == kind) return fmt::format("{}: {}", name_of(state, rank), failed->message);
+    }
+    return std::nullopt;
+  };
+  for (const auto& rank : state.ranks) {
+    // Every rank finds the same fault in the user's input: naming one would only puzzle, but on another machine it may
+    // be that machine's.
+    if (rank.failed && rank.failed->kind == "input") {
+      return {true, rank.host == "local" ? rank.failed->message : *said("input")};
+    }
+  }
+  for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
+    const auto& [ending, failed] = std::pair(state.ranks[rank].ending, state.ranks[rank].failed);
+    if (ending && !failed) {
+      return {false, fmt::format("{}: the worker {}{}", name_of(state, rank), *ending,
+                                 state.ranks[rank].listening ? "" : " before it said anything")};
+    }
+  }
+  for (const char* kind : {"internal", "cluster"}) {
+    if (const auto message = said(kind)) return {false, *message};
+  }
+  return {false, "the group of workers ended"};
+}
+
+std::vector<Action> join_all(GroupState& state) {
+  state.phase = Phase::joining;
+  Join join{{}, state.secret};
+  for (const auto& rank : state.ranks) join.ranks.push_back(*rank.listening);
+  std::vector<Action> actions;
+  for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
+    actions.push_back(Send{rank, {{"join", join}}});
+  }
+  return actions;
+}
+
+std::vector<Action> run_all(GroupState& state) {
+  state.phase = Phase::running;
+  std::vector<Action> actions;
+  for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
+    actions.push_back(Send{rank, {{"go", nlohmann::json::object()}}});
+  }
+  actions.push_back(Running{});
+  return actions;
+}
+
+std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t now_ms) {
+  RankState& rank = state.ranks[line.rank];
+  const auto& object = line.object;
+  const auto has = [&](const char* name) { return object.contains(name); };
+  if (has("failed")) {
+    rank.failed = object["failed"].get<Failed>();
+    start_failing(state, now_ms);
+    return {};
+  }
+  if (state.phase == Phase::failing || state.phase == Phase::failed) return {};
+  if (has("listening")) {
+    rank.listening = object["listening"].get<Listening>();
+    const bool complete = state.phase == Phase::starting && all(state, [](auto& r) { return r.listening.has_value(); });
+    return complete ? join_all(state) : std::vector<Action>{};
+  }
+  if (has("progress")) {
+    rank.progress = object["progress"].get<Progress>();
+    return {Loading{}};
+  }
+  if (has("ready")) {
+    rank.ready = object["ready"].get<Ready>();
+    rank.status.resident_bytes = rank.status.peak_bytes = rank.ready->resident_bytes;
+    const bool complete = state.phase == Phase::joining && all(state, [](auto& r) { return r.ready.has_value(); });
+    return complete ? run_all(state) : std::vector<Action>{};
+  }
+  if (has("status")) {
+    rank.status = object["status"].get<Status>();
+    return {};
+  }
+  return {Deliver{engine::event_from_json(object)}};
+}
+
+std::vector<Action> tick(GroupState& state, std::int64_t now_ms) {
+  if (state.phase == Phase::starting && now_ms >= state.deadline_ms) {
+    for (auto& rank : state.ranks) {
+      if (!rank.listening) {
+        rank.failed = Failed{"internal", fmt::format("the worker said nothing for {} s", limits::worker_start.count() / 1000)};
+      }
+    }
+    start_failing(state, now_ms);
+  }
+  const bool everyone_spoke =
+      state.phase == Phase::failing && all(state, [](auto& r) { return r.failed || r.ending; });
+  if (state.phase == Phase::failing && (everyone_spoke || now_ms >= state.deadline_ms)) {
+    state.phase = Phase::failed;
+    return {verdict(state)};
+  }
+  return {};
+}
+
+}  // namespace
+
+GroupState begin(const std::vector<std::string>& hosts, std::string secret, std::int64_t now_ms) {
+  GroupState state;
+  for (const auto& host : hosts) state.ranks.push_back({.host = host});
+  state.secret = std::move(secret);
+  state.deadline_ms = now_ms + limits::worker_start.count();
+  return state;
+}
+
+std::vector<Action> advance(GroupState& state, const Happening& happening, std::int64_t now_ms) {
+  std::vector<Action> actions;
+  const auto unreadable = [&](int rank, const char* why) {
+    state.ranks[rank].failed = Failed{"internal", fmt::format("its control channel is damaged: {}", why)};
+    start_failing(state, now_ms);
+  };
+  if (const auto* line = std::get_if<Line>(&happening)) {
+    try {
+      actions = take_line(state, *line, now_ms);
+    } catch (const nlohmann::json::exception& error) {
+      unreadable(line->rank, error.what());
+    } catch (const ClusterError& error) {
+      unreadable(line->rank, error.what());
+    }
+  } else if (const auto* ended = std::get_if<Ended>(&happening)) {
+    state.ranks[ended->rank].ending = ended->how;
+    start_failing(state, now_ms);
+  } else if (const auto* broken = std::get_if<Unreadable>(&happening)) {
+    unreadable(broken->rank, broken->why.c_str());
+  }
+  for (auto& action : tick(state, now_ms)) actions.push_back(std::move(action));
+  return actions;
+}
+
+}  // namespace tandem::cluster

@@ -1,0 +1,70 @@
+// The life of a group of workers as a pure function: (state, what happened, now) → what to do. No pipe, no process, no
+// clock; conductor.cpp carries the actions out, tests/sim drives it with seeded failures.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "cluster/protocol.h"
+#include "engine/request.h"
+
+namespace tandem::cluster {
+
+struct RankState {
+  std::string host;  // as the plan names it
+  std::optional<Listening> listening;
+  Progress progress;
+  std::optional<Ready> ready;
+  Status status;
+  std::optional<Failed> failed;
+  std::optional<std::string> ending;  // how its process ended
+};
+
+struct GroupState {
+  enum class Phase { starting, joining, running, failing, failed };
+  Phase phase = Phase::starting;
+  std::vector<RankState> ranks;
+  std::string secret;
+  std::int64_t deadline_ms = 0;  // of starting; of failing
+};
+
+// What happened to one rank. A Tick is time passing.
+struct Line {
+  int rank;
+  nlohmann::json object;
+};
+struct Ended {
+  int rank;
+  std::string how;
+};
+struct Unreadable {  // its line broke the protocol
+  int rank;
+  std::string why;
+};
+struct Tick {};
+using Happening = std::variant<Line, Ended, Unreadable, Tick>;
+
+struct Send {
+  int rank;
+  nlohmann::json object;
+};
+struct Loading {};  // progress changed
+struct Running {};  // every rank is ready
+struct Deliver {
+  engine::Event event;
+};
+// The group is over. `input`: the user can mend it.
+struct GiveUp {
+  bool input;
+  std::string message;
+};
+using Action = std::variant<Send, Loading, Running, Deliver, GiveUp>;
+
+GroupState begin(const std::vector<std::string>& hosts, std::string secret, std::int64_t now_ms);
+std::vector<Action> advance(GroupState& state, const Happening& happening, std::int64_t now_ms);
+
+}  // namespace tandem::cluster

@@ -1,0 +1,78 @@
+// What the conductor and a worker say to each other, one JSON object a line, {name: {…}}:
+//
+//   conductor → worker   start, join, go, then engine requests (rank 0)
+//   worker → conductor   listening, progress, ready, status, then engine events (rank 0); failed at any time
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "parallel/tcp_group.h"
+
+namespace tandem::cluster {
+
+inline constexpr int protocol_version = 1;
+
+// Which model, which part of it, on which device.
+struct Start {
+  int version = protocol_version;
+  int rank = 0;
+  nlohmann::json plan;
+  std::string model;   // a folder on the worker's machine
+  std::string device;  // auto, cpu or gpu
+  bool loopback = false;
+  int verbosity = 0;
+};
+
+// The worker waits for its peers there.
+struct Listening {
+  std::string host;
+  std::int64_t pid = 0;
+  std::vector<std::string> addresses;
+  int port = 0;
+};
+
+// Every rank's Listening, and the secret of this start of the group.
+struct Join {
+  std::vector<Listening> ranks;
+  std::string secret;
+};
+
+struct Progress {
+  std::uint64_t read_bytes = 0;
+  std::uint64_t total_bytes = 0;
+};
+
+// The rank's part is in memory.
+struct Ready {
+  std::uint64_t weight_bytes = 0;
+  std::uint64_t replicated_bytes = 0;  // of these, what every rank holds
+  std::uint64_t resident_bytes = 0;
+  std::string device;
+};
+
+// Sent when a request has ended.
+struct Status {
+  std::uint64_t resident_bytes = 0;
+  std::uint64_t peak_bytes = 0;
+  std::uint64_t cache_bytes = 0;
+};
+
+// The worker ends after it. `kind`: "input" (the user can mend it), "cluster" (another rank or a link is gone),
+// "internal".
+struct Failed {
+  std::string kind;
+  std::string message;
+};
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, device, loopback, verbosity)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, resident_bytes, device)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Status, resident_bytes, peak_bytes, cache_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Failed, kind, message)
+
+}  // namespace tandem::cluster

@@ -1,0 +1,212 @@
+#include "cluster/worker.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <mlx/device.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <array>
+#include <thread>
+
+#include "base/bounded_queue.h"
+#include "base/error.h"
+#include "base/json_lines.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "cluster/protocol.h"
+#include "engine/scheduler.h"
+#include "engine/step.h"
+#include "hardware/machine.h"
+#include "models/llama.h"
+#include "parallel/broadcast.h"
+#include "weights/checkpoint.h"
+
+namespace tandem::cluster {
+namespace {
+
+namespace mx = mlx::core;
+using nlohmann::json;
+
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The two directions of the pipe. A thread reads lines into a queue; end-of-file, the conductor's death, ends the
+// process at once, whatever the model is doing.
+class ControlChannel {
+ public:
+  ControlChannel() : inbox_(limits::worker_inbox) {
+    // The real stdout moves away, so that no library's print can break the protocol.
+    output_ = ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
+    ::dup2(STDERR_FILENO, STDOUT_FILENO);
+    std::thread([this] { read_lines(); }).detach();
+  }
+
+  void send(const json& object) const {
+    if (!write_all(output_, to_json_line(object))) ::_exit(0);
+  }
+  std::optional<json> receive(std::chrono::milliseconds timeout) { return inbox_.pop(timeout); }
+  std::optional<json> try_receive() { return inbox_.try_pop(); }
+
+  // Waits for the message `name`.
+  template <typename Message>
+  Message expect(const char* name) {
+    while (true) {
+      const auto object = receive(std::chrono::hours(24));
+      if (!object) continue;
+      if (!object->contains(name)) throw ClusterError(fmt::format("expected \"{}\", got {}", name, object->dump()));
+      return (*object)[name].get<Message>();
+    }
+  }
+
+ private:
+  void read_lines() {
+    JsonLineReader lines;
+    std::array<char, 1 << 16> bytes;
+    while (true) {
+      const auto got = ::read(STDIN_FILENO, bytes.data(), bytes.size());
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) ::_exit(0);
+      try {
+        lines.feed({bytes.data(), static_cast<std::size_t>(got)});
+        while (auto object = lines.next()) {
+          if (!inbox_.try_push(std::move(*object))) throw ClusterError("more messages than the worker can hold");
+        }
+      } catch (const std::exception& error) {
+        send({{"failed", Failed{"internal", error.what()}}});
+        ::_exit(1);
+      }
+    }
+  }
+
+  int output_;
+  BoundedQueue<json> inbox_;
+};
+
+mx::Device choose_device(const std::string& name) {
+  const bool gpu = mx::is_available(mx::Device::gpu);
+  if (name == "gpu" && !gpu) {
+    throw InputError("--device gpu: MLX finds no GPU on this machine; use --device cpu");
+  }
+  return name == "cpu" || !gpu ? mx::Device::cpu : mx::Device::gpu;
+}
+
+parallel::Endpoint to_endpoint(const Listening& listening) {
+  return {listening.addresses, static_cast<std::uint16_t>(listening.port)};
+}
+
+mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
+  parallel::TcpListener listener(start.loopback);
+  const auto& endpoint = listener.endpoint();
+  channel.send({{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port}}});
+  const Join join = channel.expect<Join>("join");
+  if (join.ranks.size() == 1) return parallel::single_rank_group();
+  std::vector<parallel::Endpoint> endpoints;
+  for (const auto& rank : join.ranks) endpoints.push_back(to_endpoint(rank));
+  return parallel::join_tcp_group(listener, start.rank, endpoints, join.secret);
+}
+
+engine::StepRunner load(ControlChannel& channel, const Start& start, const models::ModelConfig& config,
+                        const parallel::Plan& plan, const mx::distributed::Group& group, mx::Device device) {
+  const parallel::Stage& stage = plan.stages.front();
+  std::vector<double> shares;
+  for (const auto& rank : stage.ranks) shares.push_back(rank.share);
+  const auto shard = parallel::shard_of(config.sizes, shares, start.rank);
+
+  const weights::Checkpoint checkpoint(start.model);
+  const weights::ShardLoad load(checkpoint, models::llama_shard_rules(config), shard, stage.first_layer,
+                                stage.end_layer);
+  Progress progress{0, load.total_bytes()};
+  const auto weights = load.run([&](std::uint64_t bytes) {
+    progress.read_bytes += bytes;
+    channel.send({{"progress", progress}});
+  });
+  const bool gpu = device == mx::Device::gpu;
+  const mx::Dtype activations = gpu ? weights.at("model.embed_tokens.weight").dtype() : mx::float32;
+  engine::StepRunner runner(models::make_llama(config, shard, weights), {group, activations});
+  channel.send({{"ready", Ready{weights.bytes(), weights.replicated_bytes(), hardware::process_memory().resident_bytes,
+                                gpu ? "gpu" : "cpu"}}});
+  return runner;
+}
+
+void send_status(const ControlChannel& channel, const engine::StepRunner& runner) {
+  const auto memory = hardware::process_memory();
+  channel.send({{"status", Status{memory.resident_bytes, memory.peak_bytes, runner.cache_bytes()}}});
+}
+
+// Rank 0: takes requests, decides each step, tells the others, sends the events up.
+void lead(ControlChannel& channel, engine::StepRunner& runner, const mx::distributed::Group& group,
+          engine::ServingLimits serving_limits) {
+  engine::Scheduler scheduler(serving_limits);
+  const auto answer = [&](const std::vector<engine::Event>& events) {
+    for (const auto& event : events) channel.send(engine::to_json(event));
+  };
+  while (true) {
+    // With nothing to do, wait; but step before the others' patience ends.
+    auto message = scheduler.idle() ? channel.receive(limits::idle_step) : channel.try_receive();
+    for (; message; message = channel.try_receive()) {
+      answer(scheduler.submit(engine::request_from_json(*message), now_s()));
+    }
+    const engine::StepPlan plan = scheduler.next(now_s());
+    parallel::broadcast(group, engine::encode(plan), 0);
+    auto rows = runner.run(plan);
+    if (!plan.released_slots.empty()) send_status(channel, runner);
+    answer(scheduler.finish(plan, rows, now_s()));
+  }
+}
+
+// Every other rank: does what rank 0 says.
+void follow(const ControlChannel& channel, engine::StepRunner& runner, const mx::distributed::Group& group) {
+  while (true) {
+    const auto plan = engine::decode(parallel::broadcast(group, {}, 0));
+    runner.run(plan);
+    if (!plan.released_slots.empty()) send_status(channel, runner);
+  }
+}
+
+void serve(ControlChannel& channel) {
+  const Start start = channel.expect<Start>("start");
+  if (start.version != protocol_version) {
+    throw InputError(fmt::format("it speaks protocol {}, the conductor {}: install the same version of tandem on every "
+                                 "machine",
+                                 protocol_version, start.version));
+  }
+  log::configure(start.verbosity > 0 ? log::Level::debug : log::Level::warning, fmt::format("rank {}", start.rank));
+  const mx::Device device = choose_device(start.device);
+  mx::set_default_device(device);
+  const auto plan = parallel::plan_from_json(start.plan);
+  const models::ModelConfig config = models::load_config(start.model);
+  parallel::validate(plan, config.divisible());
+  const auto group = join_group(channel, start);
+  auto runner = load(channel, start, config, plan, group, device);
+  channel.expect<json>("go");
+  if (start.rank == 0) {
+    lead(channel, runner, group, {config.sizes.vocabulary, config.context});
+  } else {
+    follow(channel, runner, group);
+  }
+}
+
+}  // namespace
+
+int worker_main() {
+  ::signal(SIGPIPE, SIG_IGN);
+  ControlChannel channel;
+  const auto fail = [&](const char* kind, const char* message) {
+    channel.send({{"failed", Failed{kind, message}}});
+    ::_exit(1);  // no destructor of a library may wait for a peer that is gone
+  };
+  try {
+    serve(channel);
+  } catch (const InputError& error) {
+    fail("input", error.what());
+  } catch (const ClusterError& error) {
+    fail("cluster", error.what());
+  } catch (const std::exception& error) {
+    fail("internal", error.what());
+  }
+  return 1;
+}
+
+}  // namespace tandem::cluster

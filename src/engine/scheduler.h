@@ -1,0 +1,60 @@
+// Rank 0's decisions: which request computes what in the next step. Pure: no clock, no model, no pipe.
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/request.h"
+#include "engine/step.h"
+
+namespace tandem::engine {
+
+// What requests are checked against.
+struct ServingLimits {
+  int vocabulary = 0;
+  int context = 0;  // tokens of prompt and answer together
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(ServingLimits limits) : limits_(limits) {}
+
+  // Queues a request, or answers at once where it is refused or cancelled. `now_s` only times.
+  std::vector<Event> submit(Request request, double now_s);
+
+  // Nothing to compute and no cache to drop.
+  bool idle() const { return queue_.empty() && released_.empty(); }
+
+  // The next step: the oldest request's next chunk of prompt or next token.
+  StepPlan next(double now_s);
+
+  // What the step's logits bring: tokens, ends, scores. `rows` as StepRunner::run() gives them.
+  std::vector<Event> finish(const StepPlan& plan, std::span<float> rows, double now_s);
+
+ private:
+  struct Sequence {
+    std::variant<GenerateRequest, ScoreRequest> request;
+    int slot = 0;
+    std::vector<int> ids;     // prompt and answer
+    int prompt_tokens = 0;
+    int computed = 0;         // ids in the cache
+    double sum_nll = 0;
+    double submitted_s = 0, started_s = -1, first_token_s = 0;
+  };
+
+  void check(const Request& request) const;
+  std::vector<int> wanted_rows(const Sequence& sequence, int tokens) const;
+  std::vector<Event> finish_generate(Sequence& sequence, std::span<float> rows, double now_s);
+  std::vector<Event> finish_score(Sequence& sequence, const SequenceStep& step, std::span<float> rows) const;
+  DoneEvent end(Sequence& sequence, FinishReason reason, double now_s);
+  std::vector<Event> cancel(std::uint64_t id, double now_s);
+
+  ServingLimits limits_;
+  std::deque<Sequence> queue_;  // the front one runs
+  std::vector<int> released_;
+  int next_slot_ = 0;
+};
+
+}  // namespace tandem::engine

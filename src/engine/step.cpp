@@ -1,0 +1,103 @@
+#include "engine/step.h"
+
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <cstring>
+
+#include "base/error.h"
+
+namespace tandem::engine {
+namespace {
+
+namespace mx = mlx::core;
+
+void put(std::vector<std::int32_t>& words, const std::vector<int>& list) {
+  words.push_back(static_cast<std::int32_t>(list.size()));
+  words.insert(words.end(), list.begin(), list.end());
+}
+
+class WordReader {
+ public:
+  explicit WordReader(std::vector<std::int32_t> words) : words_(std::move(words)) {}
+
+  int next() {
+    if (at_ == words_.size()) throw ClusterError("a step plan is cut short");
+    return words_[at_++];
+  }
+  std::vector<int> list() {
+    const int size = next();
+    if (size < 0 || static_cast<std::size_t>(size) > words_.size() - at_) throw ClusterError("a step plan is cut short");
+    std::vector<int> values(words_.begin() + static_cast<std::ptrdiff_t>(at_),
+                            words_.begin() + static_cast<std::ptrdiff_t>(at_ + size));
+    at_ += static_cast<std::size_t>(size);
+    return values;
+  }
+
+ private:
+  std::vector<std::int32_t> words_;
+  std::size_t at_ = 0;
+};
+
+mx::array int_array(const std::vector<int>& values) {
+  return mx::array(values.begin(), {static_cast<int>(values.size())}, mx::int32);
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> encode(const StepPlan& plan) {
+  std::vector<std::int32_t> words;
+  put(words, plan.released_slots);
+  words.push_back(static_cast<std::int32_t>(plan.sequences.size()));
+  for (const auto& sequence : plan.sequences) {
+    words.push_back(sequence.slot);
+    put(words, sequence.tokens);
+    put(words, sequence.rows);
+  }
+  std::vector<std::uint8_t> bytes(words.size() * sizeof(std::int32_t));
+  std::memcpy(bytes.data(), words.data(), bytes.size());
+  return bytes;
+}
+
+StepPlan decode(std::span<const std::uint8_t> bytes) {
+  std::vector<std::int32_t> words(bytes.size() / sizeof(std::int32_t));
+  if (!words.empty()) std::memcpy(words.data(), bytes.data(), words.size() * sizeof(std::int32_t));
+  WordReader reader(std::move(words));
+  StepPlan plan;
+  plan.released_slots = reader.list();
+  for (int left = reader.next(); left > 0; --left) {
+    SequenceStep sequence;
+    sequence.slot = reader.next();
+    sequence.tokens = reader.list();
+    sequence.rows = reader.list();
+    plan.sequences.push_back(std::move(sequence));
+  }
+  return plan;
+}
+
+std::vector<float> StepRunner::run(const StepPlan& plan) {
+  for (const int slot : plan.released_slots) caches_.erase(slot);
+  std::vector<float> rows;
+  for (const auto& sequence : plan.sequences) {
+    auto& cache = caches_.try_emplace(sequence.slot, model_.config.layers).first->second;
+    const mx::array hidden = models::forward(model_, int_array(sequence.tokens), cache, context_);  // [T, hidden]
+    if (sequence.rows.empty()) {
+      mx::eval(hidden);
+      continue;
+    }
+    const mx::array wanted = mx::take(hidden, int_array(sequence.rows), 0);
+    mx::array logits = mx::astype(models::logits(model_, wanted, context_), mx::float32);  // [rows, vocabulary]
+    logits = mx::contiguous(logits);
+    mx::eval(logits);
+    rows.insert(rows.end(), logits.data<float>(), logits.data<float>() + logits.size());
+  }
+  return rows;
+}
+
+std::size_t StepRunner::cache_bytes() const {
+  std::size_t sum = 0;
+  for (const auto& [slot, cache] : caches_) sum += cache.bytes();
+  return sum;
+}
+
+}  // namespace tandem::engine

@@ -1,0 +1,7 @@
+#include "kernels/linear_loops.h"
+
+namespace tandem::kernels {
+
+void linear_avx512(const LinearArgs& args) { linear_any(args); }
+
+}  // namespace tandem::kernels

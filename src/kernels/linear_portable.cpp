@@ -1,0 +1,7 @@
+#include "kernels/linear_loops.h"
+
+namespace tandem::kernels {
+
+void linear_portable(const LinearArgs& args) { linear_any(args); }
+
+}  // namespace tandem::kernels

@@ -1,0 +1,63 @@
+// A model's config.json, checked. Field names follow transformers' configuration classes.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "parallel/plan.h"
+#include "parallel/shard.h"
+
+namespace tandem::models {
+
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864) and how it is stretched.
+struct RopeConfig {
+  enum class Kind { plain, linear, llama3, yarn };
+  Kind kind = Kind::plain;
+  double theta = 10000;
+  double factor = 1;
+  int original_context = 0;  // original_max_position_embeddings
+  // llama3
+  double low_freq_factor = 1;
+  double high_freq_factor = 4;
+  // yarn (Peng et al. 2023, arXiv:2309.00071)
+  double beta_fast = 32;
+  double beta_slow = 1;
+  bool truncate = true;
+  double attention_factor = 1;  // multiplies cos and sin
+};
+
+struct ModelConfig {
+  std::string family;  // model_type: llama, mistral, qwen2, qwen3
+  int layers = 0;
+  parallel::ModelSizes sizes;
+  int context = 0;  // max_position_embeddings, tokens
+  float rms_norm_eps = 0;
+  RopeConfig rope;
+  // Positions a layer's attention looks back, its own included; 0: all. One a layer.
+  std::vector<int> windows;
+  bool tied_embeddings = false;
+  bool separate_output = true;  // !tied_embeddings
+  bool qkv_bias = false;
+  bool output_bias = false;  // of the attention
+  bool mlp_bias = false;
+  bool query_key_norm = false;
+  // Sampling that the model's makers advise, generation_config.json.
+  struct Advised {
+    std::optional<float> temperature, top_p;
+    std::optional<int> top_k;
+  } advised;
+  std::vector<int> end_ids;  // eos_token_id of generation_config.json, else of config.json
+
+  parallel::Divisible divisible() const { return {layers, sizes.query_heads, sizes.ffn, sizes.vocabulary}; }
+};
+
+// InputError names the field, its value and what was expected.
+ModelConfig parse_config(const nlohmann::json& config);
+
+// `folder`/config.json with `folder`/generation_config.json's end ids and advice, where there is one. InputError names the file.
+ModelConfig load_config(const std::filesystem::path& folder);
+
+}  // namespace tandem::models

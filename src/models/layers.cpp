@@ -1,0 +1,118 @@
+#include "models/layers.h"
+
+#include <mlx/fast.h>
+#include <mlx/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "kernels/linear.h"
+#include "parallel/collectives.h"
+
+namespace tandem::models {
+namespace {
+
+namespace mx = mlx::core;
+
+// Whether query head h reads key/value head h / (Hq / Hkv), as MLX's grouped attention takes it.
+bool is_even(const std::vector<int>& kv_of_query, int kv_heads) {
+  const int queries = static_cast<int>(kv_of_query.size());
+  if (queries % kv_heads != 0) return false;
+  for (int head = 0; head < queries; ++head) {
+    if (kv_of_query[head] != head / (queries / kv_heads)) return false;
+  }
+  return true;
+}
+
+// [T, length]: whether position start + row sees column, causal and at most `window` back.
+mx::array window_mask(int start, int tokens, int window) {
+  const mx::array rows = mx::expand_dims(mx::arange(start, start + tokens, mx::int32), 1);
+  const mx::array columns = mx::expand_dims(mx::arange(0, start + tokens, mx::int32), 0);
+  return mx::logical_and(mx::less_equal(columns, rows), mx::greater(columns, mx::subtract(rows, mx::array(window))));
+}
+
+}  // namespace
+
+mx::array linear(const mx::array& x, const ShardedLinear& w, const Context& context) {
+  mx::array y = kernels::linear(x, w.weight);
+  if (w.reduce == parallel::Reduce::sum) y = parallel::sum(y, context.group);
+  if (w.reduce == parallel::Reduce::gather) y = parallel::gather_columns(y, w.parts, context.group);
+  return w.bias ? mx::add(y, mx::astype(*w.bias, y.dtype())) : y;
+}
+
+mx::array embed(const mx::array& ids, const ShardedLinear& w, int first_id, const Context& context) {
+  const int rows = w.weight.shape(0);
+  if (context.group.size() == 1) return mx::astype(mx::take(w.weight, ids, 0), context.activations);
+  const mx::array local = mx::subtract(ids, mx::array(first_id));
+  const mx::array here = mx::logical_and(mx::greater_equal(local, mx::array(0)), mx::less(local, mx::array(rows)));
+  const mx::array found = mx::take(w.weight, mx::where(here, local, mx::array(0)), 0);
+  const mx::array x = mx::where(mx::expand_dims(here, 1), mx::astype(found, context.activations),
+                                mx::array(0, context.activations));
+  return parallel::sum(x, context.group);
+}
+
+Rope make_rope(const RopeConfig& config, int head_dim) {
+  const int half = head_dim / 2;
+  std::vector<float> wavelengths(half);
+  // yarn: where a dimension turns `turns` times within the original context (arXiv:2309.00071, equation 17's inverse).
+  const auto dimension_of = [&](double turns) {
+    return head_dim * std::log(config.original_context / (turns * 2 * std::numbers::pi)) / (2 * std::log(config.theta));
+  };
+  double low = 0, high = 0;
+  if (config.kind == RopeConfig::Kind::yarn) {
+    low = dimension_of(config.beta_fast);
+    high = dimension_of(config.beta_slow);
+    if (config.truncate) low = std::floor(low), high = std::ceil(high);
+    low = std::max(low, 0.0);
+    high = std::min(high, head_dim - 1.0);
+    if (low == high) high += 0.001;
+  }
+  for (int i = 0; i < half; ++i) {
+    double frequency = std::pow(config.theta, -2.0 * i / head_dim);
+    // How much of the stretched frequency enters, 0 to 1.
+    double stretched = 0;
+    switch (config.kind) {
+      case RopeConfig::Kind::plain: break;
+      case RopeConfig::Kind::linear: stretched = 1; break;
+      case RopeConfig::Kind::llama3: {
+        const double turns = config.original_context * frequency / (2 * std::numbers::pi);
+        const double smooth =
+            (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor);
+        stretched = 1 - std::clamp(smooth, 0.0, 1.0);
+        break;
+      }
+      case RopeConfig::Kind::yarn: stretched = std::clamp((i - low) / (high - low), 0.0, 1.0); break;
+    }
+    frequency = frequency / config.factor * stretched + frequency * (1 - stretched);
+    wavelengths[i] = static_cast<float>(1 / frequency);
+  }
+  return {head_dim, mx::array(wavelengths.begin(), {half}), static_cast<float>(config.attention_factor)};
+}
+
+mx::array rotate(const mx::array& x, const Rope& rope, int offset) {
+  mx::array y = mx::fast::rope(mx::expand_dims(x, 0), rope.dims, /*traditional=*/false, std::nullopt, 1.0F, offset,
+                               rope.wavelengths);
+  y = mx::squeeze(y, 0);
+  return rope.attention_factor == 1 ? y : mx::multiply(y, mx::array(rope.attention_factor, y.dtype()));
+}
+
+mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const std::vector<int>& kv_of_query,
+                    int window, KvCache::Layer& cache) {
+  const int tokens = q.shape(1), start = cache.length();
+  auto [keys, values] = cache.append(k, v);
+  if (!is_even(kv_of_query, k.shape(0))) {
+    const mx::array index(kv_of_query.begin(), {static_cast<int>(kv_of_query.size())});
+    keys = mx::take(keys, index, 0);
+    values = mx::take(values, index, 0);
+  }
+  const float scale = 1 / std::sqrt(static_cast<float>(q.shape(2)));
+  const bool slides = window > 0 && start + tokens > window;
+  const auto mask = slides ? std::optional(window_mask(start, tokens, window)) : std::nullopt;
+  const mx::array y = mx::fast::scaled_dot_product_attention(
+      mx::expand_dims(q, 0), mx::expand_dims(keys, 0), mx::expand_dims(values, 0), scale,
+      slides ? "array" : (tokens > 1 ? "causal" : ""), mask);
+  return mx::reshape(mx::transpose(mx::squeeze(y, 0), {1, 0, 2}), {tokens, -1});
+}
+
+}  // namespace tandem::models

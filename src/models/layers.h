@@ -1,0 +1,54 @@
+// The layers that families share. Each is a plain function of loaded weights and inputs; how a matrix is split is
+// written in its weights (ShardedLinear::reduce), so no layer knows of ranks.
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/distributed/distributed.h>
+
+#include <optional>
+#include <vector>
+
+#include "models/config.h"
+#include "models/kv_cache.h"
+#include "parallel/shard.h"
+
+namespace tandem::models {
+
+using Group = mlx::core::distributed::Group;
+
+// What every layer is given besides its weights and inputs.
+struct Context {
+  Group group;  // the ranks that share this stage's matrices
+  // Activations' dtype: float32 on CPU, the weights' on GPU.
+  mlx::core::Dtype activations = mlx::core::float32;
+};
+
+struct ShardedLinear {
+  mlx::core::array weight;  // [out, in], this rank's part
+  std::optional<mlx::core::array> bias;
+  parallel::Reduce reduce = parallel::Reduce::none;
+  std::vector<int> parts;  // rows of each rank, for Reduce::gather
+};
+
+// x [T, in] → [T, out]; the bias is added once, after the reduction.
+mlx::core::array linear(const mlx::core::array& x, const ShardedLinear& w, const Context& context);
+
+// Rows of an embedding whose vocabulary is split: ids [T] → [T, hidden]. `first_id` is the id of row 0.
+mlx::core::array embed(const mlx::core::array& ids, const ShardedLinear& w, int first_id, const Context& context);
+
+// Rotary embedding, ready to apply.
+struct Rope {
+  int dims = 0;
+  mlx::core::array wavelengths;  // [dims / 2] float32: base^(2i/dims), stretched
+  float attention_factor = 1;
+};
+Rope make_rope(const RopeConfig& config, int head_dim);
+// x [H, T, D] at positions `offset`…, halves rotated against each other as in transformers' rotate_half.
+mlx::core::array rotate(const mlx::core::array& x, const Rope& rope, int offset);
+
+// Grouped-query attention with its cache. q [Hq, T, D], k and v [Hkv, T, D] of `cache.length()`… positions →
+// [T, Hq * D]. `kv_of_query`: which of the Hkv each of the Hq reads. `window`: positions looked back, 0: all.
+mlx::core::array attention(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
+                           const std::vector<int>& kv_of_query, int window, KvCache::Layer& cache);
+
+}  // namespace tandem::models

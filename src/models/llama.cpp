@@ -1,0 +1,159 @@
+#include "models/llama.h"
+
+#include <fmt/format.h>
+#include <mlx/fast.h>
+#include <mlx/ops.h>
+
+#include <string>
+
+namespace tandem::models {
+namespace {
+
+namespace mx = mlx::core;
+using parallel::Dim;
+using parallel::Reduce;
+using weights::ShardRule;
+
+struct Row {
+  ShardRule rule;
+  bool ModelConfig::* when = nullptr;  // the row is there where this is true; nullptr: always
+};
+
+const std::vector<Row>& shard_table() {
+  static const std::vector<Row> table{
+      // clang-format off
+    {{"model.embed_tokens.weight",                   {Dim::vocabulary, Dim::hidden}, 0, Reduce::sum}},
+    {{"model.layers.*.input_layernorm.weight",       {Dim::hidden},                 -1, Reduce::none}},
+    {{"model.layers.*.self_attn.q_proj.weight",      {Dim::query, Dim::hidden},      0, Reduce::none}},
+    {{"model.layers.*.self_attn.k_proj.weight",      {Dim::key_value, Dim::hidden},  0, Reduce::none}},
+    {{"model.layers.*.self_attn.v_proj.weight",      {Dim::key_value, Dim::hidden},  0, Reduce::none}},
+    {{"model.layers.*.self_attn.o_proj.weight",      {Dim::hidden, Dim::query},      1, Reduce::sum}},
+    {{"model.layers.*.self_attn.q_proj.bias",        {Dim::query},                   0, Reduce::none}, &ModelConfig::qkv_bias},
+    {{"model.layers.*.self_attn.k_proj.bias",        {Dim::key_value},               0, Reduce::none}, &ModelConfig::qkv_bias},
+    {{"model.layers.*.self_attn.v_proj.bias",        {Dim::key_value},               0, Reduce::none}, &ModelConfig::qkv_bias},
+    {{"model.layers.*.self_attn.o_proj.bias",        {Dim::hidden},                 -1, Reduce::none}, &ModelConfig::output_bias},
+    {{"model.layers.*.self_attn.q_norm.weight",      {Dim::head},                   -1, Reduce::none}, &ModelConfig::query_key_norm},
+    {{"model.layers.*.self_attn.k_norm.weight",      {Dim::head},                   -1, Reduce::none}, &ModelConfig::query_key_norm},
+    {{"model.layers.*.post_attention_layernorm.weight", {Dim::hidden},              -1, Reduce::none}},
+    {{"model.layers.*.mlp.gate_proj.weight",         {Dim::ffn, Dim::hidden},        0, Reduce::none}},
+    {{"model.layers.*.mlp.up_proj.weight",           {Dim::ffn, Dim::hidden},        0, Reduce::none}},
+    {{"model.layers.*.mlp.down_proj.weight",         {Dim::hidden, Dim::ffn},        1, Reduce::sum}},
+    {{"model.layers.*.mlp.gate_proj.bias",           {Dim::ffn},                     0, Reduce::none}, &ModelConfig::mlp_bias},
+    {{"model.layers.*.mlp.up_proj.bias",             {Dim::ffn},                     0, Reduce::none}, &ModelConfig::mlp_bias},
+    {{"model.layers.*.mlp.down_proj.bias",           {Dim::hidden},                 -1, Reduce::none}, &ModelConfig::mlp_bias},
+    {{"model.norm.weight",                           {Dim::hidden},                 -1, Reduce::none}},
+    {{"lm_head.weight",                              {Dim::vocabulary, Dim::hidden}, 0, Reduce::gather}, &ModelConfig::separate_output},
+      // clang-format on
+  };
+  return table;
+}
+
+// The matrix `name`.weight with `name`.bias, if there is one, and the reduction its row in the table names.
+ShardedLinear take_linear(const weights::ShardedWeights& weights, const std::string& name, Reduce reduce) {
+  ShardedLinear linear{weights.at(name + ".weight"), std::nullopt, reduce, {}};
+  if (weights.has(name + ".bias")) linear.bias = weights.at(name + ".bias");
+  return linear;
+}
+
+Reduce reduction_of(const std::string& pattern) {
+  for (const auto& row : shard_table()) {
+    if (row.rule.name == pattern) return row.rule.reduce;
+  }
+  throw std::logic_error("no such row in the shard table: " + pattern);
+}
+
+LlamaLayer make_layer(const weights::ShardedWeights& weights, int layer) {
+  const std::string prefix = fmt::format("model.layers.{}.", layer);
+  const auto take = [&](const std::string& name) {
+    return take_linear(weights, prefix + name, reduction_of("model.layers.*." + name + ".weight"));
+  };
+  const auto norm = [&](const char* name) -> std::optional<mx::array> {
+    const std::string full = prefix + name + ".weight";
+    return weights.has(full) ? std::optional(weights.at(full)) : std::nullopt;
+  };
+  return LlamaLayer{
+      .attention_norm = *norm("input_layernorm"),
+      .query = take("self_attn.q_proj"),
+      .key = take("self_attn.k_proj"),
+      .value = take("self_attn.v_proj"),
+      .attention_output = take("self_attn.o_proj"),
+      .query_norm = norm("self_attn.q_norm"),
+      .key_norm = norm("self_attn.k_norm"),
+      .ffn_norm = *norm("post_attention_layernorm"),
+      .gate = take("mlp.gate_proj"),
+      .up = take("mlp.up_proj"),
+      .down = take("mlp.down_proj"),
+  };
+}
+
+// [T, heads * D] → [heads, T, D]
+mx::array to_heads(const mx::array& x, int head_dim) {
+  return mx::transpose(mx::reshape(x, {x.shape(0), x.shape(1) / head_dim, head_dim}), {1, 0, 2});
+}
+
+mx::array attend(const Llama& model, int layer, const mx::array& x, KvCache& cache, const Context& context) {
+  const LlamaLayer& w = model.layers[layer];
+  const float eps = model.config.rms_norm_eps;
+  const int head_dim = model.config.sizes.head_dim;
+  mx::array q = to_heads(linear(x, w.query, context), head_dim);        // [Hq, T, D]
+  mx::array k = to_heads(linear(x, w.key, context), head_dim);          // [Hkv, T, D]
+  const mx::array v = to_heads(linear(x, w.value, context), head_dim);  // [Hkv, T, D]
+  if (w.query_norm) q = mx::fast::rms_norm(q, *w.query_norm, eps);
+  if (w.key_norm) k = mx::fast::rms_norm(k, *w.key_norm, eps);
+  KvCache::Layer& held = cache.layer(layer);
+  const int start = held.length();
+  q = rotate(q, model.rope, start);
+  k = rotate(k, model.rope, start);
+  const mx::array y = attention(q, k, v, model.kv_of_query, model.config.windows[layer], held);  // [T, Hq * D]
+  return linear(y, w.attention_output, context);
+}
+
+mx::array feed_forward(const LlamaLayer& w, const mx::array& x, const Context& context) {
+  const mx::array gate = linear(x, w.gate, context);  // [T, ffn]
+  const mx::array up = linear(x, w.up, context);      // [T, ffn]
+  return linear(mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), up), w.down, context);
+}
+
+}  // namespace
+
+std::vector<ShardRule> llama_shard_rules(const ModelConfig& config) {
+  std::vector<ShardRule> rules;
+  for (const auto& row : shard_table()) {
+    if (!row.when || config.*row.when) rules.push_back(row.rule);
+  }
+  return rules;
+}
+
+Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, const weights::ShardedWeights& weights) {
+  Llama model{
+      .config = config,
+      .embedding = take_linear(weights, "model.embed_tokens", reduction_of("model.embed_tokens.weight")),
+      .first_id = shard.vocabulary.begin,
+      .kv_of_query = shard.kv_of_query(),
+      .layers = {},
+      .norm = weights.at("model.norm.weight"),
+      .output = take_linear(weights, config.tied_embeddings ? "model.embed_tokens" : "lm_head",
+                            reduction_of("lm_head.weight")),
+      .rope = make_rope(config.rope, config.sizes.head_dim),
+  };
+  model.output.parts = shard.vocabulary_sizes;
+  for (int layer = 0; layer < config.layers; ++layer) model.layers.push_back(make_layer(weights, layer));
+  return model;
+}
+
+mx::array forward(const Llama& model, const mx::array& ids, KvCache& cache, const Context& context) {
+  const float eps = model.config.rms_norm_eps;
+  mx::array x = embed(ids, model.embedding, model.first_id, context);  // [T, hidden]
+  for (int layer = 0; layer < model.config.layers; ++layer) {
+    const LlamaLayer& w = model.layers[layer];
+    x = mx::add(x, attend(model, layer, mx::fast::rms_norm(x, w.attention_norm, eps), cache, context));
+    x = mx::add(x, feed_forward(w, mx::fast::rms_norm(x, w.ffn_norm, eps), context));
+  }
+  return x;
+}
+
+mx::array logits(const Llama& model, const mx::array& hidden, const Context& context) {
+  return linear(mx::fast::rms_norm(hidden, model.norm, model.config.rms_norm_eps), model.output, context);
+}
+
+}  // namespace tandem::models

@@ -1,0 +1,30 @@
+#include "parallel/collectives.h"
+
+#include <mlx/distributed/ops.h>
+#include <mlx/ops.h>
+
+#include <algorithm>
+
+namespace tandem::parallel {
+
+namespace mx = mlx::core;
+
+mx::array sum(const mx::array& x, const mx::distributed::Group& group) {
+  return group.size() == 1 ? x : mx::distributed::all_sum(x, group);
+}
+
+mx::array gather_columns(const mx::array& x, const std::vector<int>& parts, const mx::distributed::Group& group) {
+  if (group.size() == 1) return x;
+  const int rows = x.shape(0), ranks = group.size();
+  const int widest = *std::max_element(parts.begin(), parts.end());
+  // all_gather takes equal shapes: pad to the widest part, cut the padding off again.
+  const mx::array padded = mx::pad(x, {{0, 0}, {0, widest - x.shape(1)}});
+  const mx::array all = mx::reshape(mx::distributed::all_gather(padded, group), {ranks, rows, widest});
+  std::vector<mx::array> columns;
+  for (int rank = 0; rank < ranks; ++rank) {
+    columns.push_back(mx::squeeze(mx::slice(all, {rank, 0, 0}, {rank + 1, rows, parts[rank]}), 0));
+  }
+  return mx::concatenate(columns, 1);
+}
+
+}  // namespace tandem::parallel

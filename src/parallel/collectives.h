@@ -1,0 +1,18 @@
+// The reductions a split model needs, as graph operations. With one rank each is the identity.
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/distributed/distributed.h>
+
+#include <vector>
+
+namespace tandem::parallel {
+
+// The sum over ranks, same shape.
+mlx::core::array sum(const mlx::core::array& x, const mlx::core::distributed::Group& group);
+
+// x [T, parts[rank]] of each rank side by side: [T, sum of parts]. Parts may differ.
+mlx::core::array gather_columns(const mlx::core::array& x, const std::vector<int>& parts,
+                                const mlx::core::distributed::Group& group);
+
+}  // namespace tandem::parallel

@@ -1,0 +1,145 @@
+#include "parallel/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "base/error.h"
+#include "base/limits.h"
+
+namespace tandem::parallel {
+namespace {
+
+using nlohmann::json;
+
+const json& field(const json& object, const char* name, const std::string& where) {
+  if (!object.is_object() || !object.contains(name)) {
+    throw InputError(fmt::format("plan: {} has no \"{}\"", where, name));
+  }
+  return object.at(name);
+}
+
+void reject_unknown(const json& object, const std::set<std::string>& known, const std::string& where) {
+  for (const auto& [name, value] : object.items()) {
+    if (!known.contains(name)) throw InputError(fmt::format("plan: {} has an unknown field \"{}\"", where, name));
+  }
+}
+
+PlannedRank rank_from_json(const json& object, const std::string& where) {
+  if (!object.is_object()) throw InputError(fmt::format("plan: {} is not an object", where));
+  reject_unknown(object, {"host", "share"}, where);
+  PlannedRank rank;
+  if (object.contains("host")) {
+    const json& host = object["host"];
+    if (!host.is_string() || host.get<std::string>().empty() || host.get<std::string>().front() == '-') {
+      throw InputError(fmt::format("plan: {}: \"host\" is {}; give \"local\" or a name that ssh knows", where, host.dump()));
+    }
+    rank.host = host.get<std::string>();
+  }
+  if (object.contains("share")) {
+    const json& share = object["share"];
+    if (!share.is_number() || !(share.get<double>() > 0) || share.get<double>() > 1e6) {
+      throw InputError(fmt::format("plan: {}: \"share\" is {}; give a number above 0", where, share.dump()));
+    }
+    rank.share = share.get<double>();
+  }
+  return rank;
+}
+
+Stage stage_from_json(const json& object, const std::string& where) {
+  const json& layers = field(object, "layers", where);
+  const json& ranks = field(object, "ranks", where);
+  reject_unknown(object, {"layers", "ranks"}, where);
+  if (!layers.is_array() || layers.size() != 2 || !layers[0].is_number_unsigned() || !layers[1].is_number_unsigned() ||
+      layers[0].get<std::uint64_t>() >= layers[1].get<std::uint64_t>() || layers[1].get<std::uint64_t>() > 100'000) {
+    throw InputError(
+        fmt::format("plan: {}: \"layers\" is {}; give [first, end] with first < end", where, layers.dump()));
+  }
+  if (!ranks.is_array() || ranks.empty()) {
+    throw InputError(fmt::format("plan: {}: \"ranks\" is not a list of at least one rank", where));
+  }
+  Stage stage{layers[0].get<int>(), layers[1].get<int>(), {}};
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    stage.ranks.push_back(rank_from_json(ranks[i], fmt::format("{}, ranks[{}]", where, i)));
+  }
+  double sum = 0;
+  for (const auto& rank : stage.ranks) sum += rank.share;
+  for (auto& rank : stage.ranks) rank.share /= sum;
+  return stage;
+}
+
+}  // namespace
+
+int Plan::world_size() const {
+  int size = 0;
+  for (const auto& stage : stages) size += static_cast<int>(stage.ranks.size());
+  return size;
+}
+
+bool Plan::all_local() const {
+  return std::all_of(stages.begin(), stages.end(), [](const Stage& stage) {
+    return std::all_of(stage.ranks.begin(), stage.ranks.end(), [](const auto& rank) { return rank.host == "local"; });
+  });
+}
+
+const PlannedRank& Plan::rank(int rank) const {
+  for (const auto& stage : stages) {
+    if (rank < static_cast<int>(stage.ranks.size())) return stage.ranks[rank];
+    rank -= static_cast<int>(stage.ranks.size());
+  }
+  throw std::out_of_range("no such rank in the plan");
+}
+
+Plan tensor_parallel_plan(const std::vector<std::string>& hosts, int layers) {
+  Stage stage{0, layers, {}};
+  for (const auto& host : hosts) stage.ranks.push_back({host, 1.0 / static_cast<double>(hosts.size())});
+  return Plan{{stage}};
+}
+
+Plan plan_from_json(const json& object) {
+  const json& stages = field(object, "stages", "the file");
+  reject_unknown(object, {"stages"}, "the file");
+  if (!stages.is_array() || stages.empty()) throw InputError("plan: \"stages\" is not a list of at least one stage");
+  Plan plan;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    plan.stages.push_back(stage_from_json(stages[i], fmt::format("stages[{}]", i)));
+  }
+  return plan;
+}
+
+json to_json(const Plan& plan) {
+  json stages = json::array();
+  for (const auto& stage : plan.stages) {
+    json ranks = json::array();
+    for (const auto& rank : stage.ranks) ranks.push_back({{"host", rank.host}, {"share", rank.share}});
+    stages.push_back({{"layers", {stage.first_layer, stage.end_layer}}, {"ranks", ranks}});
+  }
+  return {{"stages", stages}};
+}
+
+void validate(const Plan& plan, const Divisible& model) {
+  if (plan.stages.size() != 1) {
+    throw InputError(fmt::format("plan: {} stages; this version runs tensor parallel plans of one stage", plan.stages.size()));
+  }
+  if (plan.world_size() > limits::ranks) {
+    throw InputError(fmt::format("{} ranks; at most {} are possible", plan.world_size(), limits::ranks));
+  }
+  const Stage& stage = plan.stages.front();
+  if (stage.first_layer != 0 || stage.end_layer != model.layers) {
+    throw InputError(fmt::format("plan: the stage has layers {} to {}, but the model has layers 0 to {}",
+                                 stage.first_layer, stage.end_layer, model.layers));
+  }
+  const int ranks = static_cast<int>(stage.ranks.size());
+  if (ranks > model.query_heads) {
+    throw InputError(fmt::format("{} ranks, but the model has {} query heads and each rank needs one: use at most {} ranks",
+                                 ranks, model.query_heads, model.query_heads));
+  }
+  if (ranks > model.ffn_columns || ranks > model.vocabulary) {
+    throw InputError(fmt::format("{} ranks are more than the model's {} ffn columns or {} tokens", ranks,
+                                 model.ffn_columns, model.vocabulary));
+  }
+}
+
+}  // namespace tandem::parallel

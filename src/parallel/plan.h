@@ -1,0 +1,51 @@
+// A plan: which rank computes what. A list of pipeline stages, each with a range of layers and the ranks that share
+// every matrix of these layers (tensor parallel), by unequal shares where the machines are unequal.
+//
+//   {"stages": [{"layers": [0, 32], "ranks": [{"host": "local", "share": 0.5}, {"host": "studio2", "share": 0.5}]}]}
+//
+// Ranks are numbered in the order they stand.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace tandem::parallel {
+
+struct PlannedRank {
+  std::string host = "local";  // "local": a child process here; else a name that `ssh` knows
+  double share = 1;            // of its stage's heads, ffn columns and vocabulary; a stage's shares add up to 1
+};
+
+struct Stage {
+  int first_layer = 0;
+  int end_layer = 0;  // one past the last
+  std::vector<PlannedRank> ranks;
+};
+
+struct Plan {
+  std::vector<Stage> stages;
+
+  int world_size() const;
+  bool all_local() const;
+  const PlannedRank& rank(int rank) const;
+};
+
+// One stage of equal shares, one rank a host.
+Plan tensor_parallel_plan(const std::vector<std::string>& hosts, int layers);
+
+// InputError names the field and the value that is wrong. Shares need not add up to 1 in the file.
+Plan plan_from_json(const nlohmann::json& json);
+nlohmann::json to_json(const Plan& plan);
+
+// What a model can be cut into.
+struct Divisible {
+  int layers = 0;
+  int query_heads = 0;
+  int ffn_columns = 0;
+  int vocabulary = 0;
+};
+// InputError where the plan does not fit: layers missing or twice, more ranks in a stage than query heads.
+void validate(const Plan& plan, const Divisible& model);
+
+}  // namespace tandem::parallel

@@ -1,0 +1,91 @@
+#include "parallel/shard.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <numeric>
+
+namespace tandem::parallel {
+
+std::vector<Range> split_by_share(int total, const std::vector<double>& shares) {
+  const int parts = static_cast<int>(shares.size());
+  assert(parts > 0 && total >= parts);
+  const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+  std::vector<int> counts(parts);
+  std::vector<double> remainders(parts);
+  int given = 0;
+  for (int i = 0; i < parts; ++i) {
+    const double exact = total * (shares[i] / sum);
+    counts[i] = std::max(1, static_cast<int>(std::floor(exact)));
+    remainders[i] = exact - counts[i];
+    given += counts[i];
+  }
+  for (; given < total; ++given) {
+    const auto most = std::max_element(remainders.begin(), remainders.end()) - remainders.begin();
+    ++counts[most];
+    remainders[most] -= 1;
+  }
+  for (; given > total; --given) {  // tiny shares were raised to one unit: take it back from the most overfull
+    int from = -1;
+    for (int i = 0; i < parts; ++i) {
+      if (counts[i] > 1 && (from < 0 || remainders[i] < remainders[from])) from = i;
+    }
+    --counts[from];
+    remainders[from] += 1;
+  }
+  std::vector<Range> ranges(parts);
+  int begin = 0;
+  for (int i = 0; i < parts; ++i) {
+    ranges[i] = {begin, begin + counts[i]};
+    begin += counts[i];
+  }
+  return ranges;
+}
+
+int Shard::whole(Dim dim) const {
+  switch (dim) {
+    case Dim::hidden: return sizes.hidden;
+    case Dim::query: return sizes.query_heads * sizes.head_dim;
+    case Dim::key_value: return sizes.kv_heads * sizes.head_dim;
+    case Dim::head: return sizes.head_dim;
+    case Dim::ffn: return sizes.ffn;
+    case Dim::vocabulary: return sizes.vocabulary;
+  }
+  return 0;
+}
+
+Range Shard::part(Dim dim) const {
+  switch (dim) {
+    case Dim::query: return {query_heads.begin * sizes.head_dim, query_heads.end * sizes.head_dim};
+    case Dim::key_value: return {kv_heads.begin * sizes.head_dim, kv_heads.end * sizes.head_dim};
+    case Dim::ffn: return ffn;
+    case Dim::vocabulary: return vocabulary;
+    case Dim::hidden:
+    case Dim::head: break;
+  }
+  return {0, whole(dim)};
+}
+
+std::vector<int> Shard::kv_of_query() const {
+  const int queries_per_kv = sizes.query_heads / sizes.kv_heads;
+  std::vector<int> index;
+  for (int head = query_heads.begin; head < query_heads.end; ++head) {
+    index.push_back(head / queries_per_kv - kv_heads.begin);
+  }
+  return index;
+}
+
+Shard shard_of(const ModelSizes& sizes, const std::vector<double>& shares, int rank) {
+  Shard shard;
+  shard.sizes = sizes;
+  shard.query_heads = split_by_share(sizes.query_heads, shares)[rank];
+  const int queries_per_kv = sizes.query_heads / sizes.kv_heads;
+  shard.kv_heads = {shard.query_heads.begin / queries_per_kv, (shard.query_heads.end - 1) / queries_per_kv + 1};
+  shard.ffn = split_by_share(sizes.ffn, shares)[rank];
+  const auto vocabulary = split_by_share(sizes.vocabulary, shares);
+  shard.vocabulary = vocabulary[rank];
+  for (const auto& range : vocabulary) shard.vocabulary_sizes.push_back(range.size());
+  return shard;
+}
+
+}  // namespace tandem::parallel
