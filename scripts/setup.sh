@@ -12,7 +12,7 @@ RUST_AT_LEAST=1.87
 APT_BUILD="build-essential cmake ninja-build pkg-config python3 python3-pip python3-venv unzip
   libboost1.81-dev nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libssl-dev libedit-dev libgtest-dev"
 BREW_BUILD="cmake ninja pkg-config python@3.12 boost nlohmann-json cli11 fmt spdlog openssl@3 googletest rust"
-PIP_TEST="clang-format==14.0.6 pytest==8.3.5 pytest-timeout==2.3.1 openai==1.109.1"
+PIP_TEST="clang-format==14.0.6 clang-tidy==14.0.6 pytest==8.3.5 pytest-timeout==2.3.1 openai==1.109.1"
 
 stamp="$deps/.$goal-$(cksum scripts/setup.sh | cut -d' ' -f1)"
 [ -e "$stamp" ] && exit 0

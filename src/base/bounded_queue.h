@@ -26,8 +26,8 @@ class BoundedQueue {
     return true;
   }
 
-  // Waits for an item, the close, or the timeout; nothing in the last two cases. What was pushed before the close
-  // still comes out.
+  // Waits for an item, the close, or the timeout; nothing in the last two cases. What was pushed before the
+  // close still comes out.
   std::optional<T> pop(std::chrono::milliseconds timeout) {
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, timeout, [&] { return closed_ || !items_.empty(); });

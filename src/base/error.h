@@ -6,8 +6,8 @@
 
 namespace tandem {
 
-// What the user gave is wrong: a file, an option, a field of a request. The message names what, which value and what
-// to do. Exit code 2, HTTP 400.
+// What the user gave is wrong: a file, an option, a field of a request. The message names what, which value
+// and what to do. Exit code 2, HTTP 400.
 class InputError : public std::runtime_error {
  public:
   // `param`: the field of a request that is wrong, empty where there is none.
@@ -20,7 +20,8 @@ class InputError : public std::runtime_error {
   std::string param_;
 };
 
-// A rank or a link is lost, or a deadline passed; the message names the rank. Ends the group. Exit code 1, HTTP 503.
+// A rank or a link is lost, or a deadline passed; the message names the rank. Ends the group. Exit code 1,
+// HTTP 503.
 class ClusterError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

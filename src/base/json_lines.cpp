@@ -43,7 +43,8 @@ std::optional<nlohmann::json> JsonLineReader::next() {
     if (line.empty()) continue;
     auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!object.is_object()) {
-      throw ClusterError(fmt::format("expected a JSON object on the control channel, got: {}", shortened(line)));
+      throw ClusterError(
+          fmt::format("expected a JSON object on the control channel, got: {}", shortened(line)));
     }
     return object;
   }

@@ -14,16 +14,23 @@ using std::chrono::seconds;
 inline constexpr int ranks = 64;
 inline constexpr std::size_t pipe_line_bytes = 64u << 20;  // logits of a 256 k vocabulary are 5 MB of JSON
 inline constexpr milliseconds worker_start{30'000};        // from fork or ssh to its first line
-inline constexpr milliseconds worker_reap{200};            // from end-of-file to knowing how the process ended
+inline constexpr milliseconds worker_reap{200};  // from end-of-file to knowing how the process ended
 inline constexpr milliseconds conductor_tick{100};
-inline constexpr milliseconds worker_exit{3'000};          // from end-of-file to kill
-inline constexpr milliseconds failure_gathering{400};        // from the first sign of a failure to the verdict
+inline constexpr milliseconds worker_exit{3'000};      // from end-of-file to kill
+inline constexpr milliseconds failure_gathering{400};  // from the first sign of a failure to the verdict
 
 // Data plane.
-inline constexpr milliseconds connect{30'000};    // the whole mesh
-inline constexpr milliseconds handshake{2'000};   // one connection's proof of the secret
-inline constexpr milliseconds collective{30'000}; // one collective; an idle group steps more often than this
-inline constexpr milliseconds idle_step{5'000};   // an idle rank 0 sends an empty step this often
+inline constexpr milliseconds connect{30'000};  // the whole mesh
+inline constexpr milliseconds connect_retry{50};
+inline constexpr std::size_t pending_connections = 64;
+inline constexpr std::chrono::microseconds spin{50};  // of a collective, before it sleeps in poll(2)
+inline constexpr milliseconds handshake{2'000};       // one connection's proof of the secret
+inline constexpr milliseconds collective{30'000};  // one collective; an idle group steps more often than this
+inline constexpr std::size_t direct_reduce_bytes = 256u
+                                                   << 10;  // above it, three ranks and more reduce in parts
+inline constexpr int splits_of_a_group = 16;
+inline constexpr std::size_t broadcast_bytes = 64u << 20;
+inline constexpr milliseconds idle_step{5'000};  // an idle rank 0 sends an empty step this often
 
 // Files.
 inline constexpr std::size_t json_file_bytes = 64u << 20;
@@ -35,6 +42,8 @@ inline constexpr int prefill_chunk_tokens = 512;
 inline constexpr int score_chunk_tokens = 128;  // every row of it has logits
 inline constexpr std::size_t queued_requests = 256;
 inline constexpr std::size_t worker_inbox = 4096;  // messages; more than requests and their cancels can be
+inline constexpr milliseconds interrupt_poll{50};  // how soon Ctrl-C is seen
+inline constexpr std::size_t event_queue = 1u << 16;
 inline constexpr std::size_t stop_strings = 4;
 inline constexpr std::size_t stop_string_bytes = 1024;
 

@@ -12,10 +12,14 @@ namespace {
 
 spdlog::level::level_enum to_spdlog(Level level) {
   switch (level) {
-    case Level::error: return spdlog::level::err;
-    case Level::warning: return spdlog::level::warn;
-    case Level::info: return spdlog::level::info;
-    case Level::debug: return spdlog::level::debug;
+    case Level::error:
+      return spdlog::level::err;
+    case Level::warning:
+      return spdlog::level::warn;
+    case Level::info:
+      return spdlog::level::info;
+    case Level::debug:
+      return spdlog::level::debug;
   }
   return spdlog::level::info;
 }

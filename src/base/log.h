@@ -9,7 +9,8 @@ namespace tandem::log {
 
 enum class Level { error, warning, info, debug };
 
-// Lines above this level are dropped; `who` ("rank 1") stands in front of every line. Call before any thread starts.
+// Lines above this level are dropped; `who` ("rank 1") stands in front of every line. Call before any thread
+// starts.
 void configure(Level level, std::string_view who = "");
 
 void write(Level level, std::string_view line);

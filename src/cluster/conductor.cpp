@@ -24,12 +24,14 @@ namespace {
 using std::chrono::milliseconds;
 
 std::int64_t now_ms() {
-  return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 std::string fresh_secret() {
   std::array<unsigned char, 32> bytes{};
-  if (RAND_bytes(bytes.data(), bytes.size()) != 1) throw ClusterError("the system has no randomness for a secret");
+  if (RAND_bytes(bytes.data(), bytes.size()) != 1)
+    throw ClusterError("the system has no randomness for a secret");
   std::string hex;
   for (const auto byte : bytes) hex += fmt::format("{:02x}", byte);
   return hex;
@@ -51,7 +53,7 @@ struct Conductor::Impl {
     OnLost on_lost;
   };
 
-  std::vector<Worker> workers;  // the thread's, once it runs
+  std::vector<Worker> workers;      // the thread's, once it runs
   std::array<int, 2> wake{-1, -1};  // a pipe that ends the poll
   std::thread thread;
 
@@ -194,7 +196,8 @@ void Conductor::Impl::carry_out(Action& action) {
 
 void Conductor::Impl::deliver(const engine::Event& event) {
   const auto id = engine::id_of(event);
-  const bool last = std::holds_alternative<engine::DoneEvent>(event) || std::holds_alternative<engine::RefusedEvent>(event);
+  const bool last =
+      std::holds_alternative<engine::DoneEvent>(event) || std::holds_alternative<engine::RefusedEvent>(event);
   OnEvent on_event;
   {
     std::lock_guard lock(mutex);
@@ -222,11 +225,21 @@ void Conductor::Impl::give_up(const GiveUp& why) {
 
 std::vector<std::string> worker_command(const ConductorOptions& options, const std::string& host) {
   if (host == "local") return {options.program.string(), "worker"};
-  return {"ssh", "-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "--", host,
+  return {"ssh",
+          "-T",
+          "-o",
+          "BatchMode=yes",
+          "-o",
+          "ServerAliveInterval=5",
+          "-o",
+          "ServerAliveCountMax=3",
+          "--",
+          host,
           options.remote_program + " worker"};
 }
 
-Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading) : impl_(std::make_unique<Impl>()) {
+Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading)
+    : impl_(std::make_unique<Impl>()) {
   Impl& impl = *impl_;
   if (::pipe(impl.wake.data()) != 0) throw ClusterError("cannot make a pipe");
   for (const int end : impl.wake) {
@@ -236,12 +249,14 @@ Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading) : im
   const int world = options.plan.world_size();
   std::vector<std::string> hosts;
   for (int rank = 0; rank < world; ++rank) hosts.push_back(options.plan.rank(rank).host);
-  for (const auto& host : hosts) impl.workers.push_back({ChildProcess(worker_command(options, host)), {}, {}, false});
+  for (const auto& host : hosts)
+    impl.workers.push_back({ChildProcess(worker_command(options, host)), {}, {}, false});
   impl.state = begin(hosts, fresh_secret(), now_ms());
   impl.on_loading = on_loading;
   for (int rank = 0; rank < world; ++rank) {
-    const Start start{protocol_version,          rank, to_json(options.plan), options.model, options.device,
-                      options.plan.all_local(), options.verbosity};
+    const Start start{protocol_version, rank,           to_json(options.plan),
+                      options.model,    options.device, options.plan.all_local(),
+                      options.verbosity};
     impl.send(rank, {{"start", start}});
   }
   impl.thread = std::thread([&impl] { impl.loop(); });

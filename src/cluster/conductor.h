@@ -1,5 +1,5 @@
-// The conductor: starts the workers of a plan, loads the model on them, passes requests in and events out. It holds no
-// tensor and no device, so nothing a model does can crash it.
+// The conductor: starts the workers of a plan, loads the model on them, passes requests in and events out. It
+// holds no tensor and no device, so nothing a model does can crash it.
 #pragma once
 
 #include <cstdint>
@@ -43,15 +43,15 @@ class Conductor {
   Conductor(const Conductor&) = delete;
   Conductor& operator=(const Conductor&) = delete;
 
-  // Hands the request (its id is set here) to rank 0; events follow until a DoneEvent or a RefusedEvent, or until the
-  // group is lost: then `on_lost`, once. Returns the id.
+  // Hands the request (its id is set here) to rank 0; events follow until a DoneEvent or a RefusedEvent, or
+  // until the group is lost: then `on_lost`, once. Returns the id.
   std::uint64_t submit(engine::Request request, OnEvent on_event, OnLost on_lost);
   void cancel(std::uint64_t id);
 
   // The ranks as they are now.
   std::vector<RankState> ranks() const;
-  // Called (at once, if it has happened) when a rank or link is lost; the message says which. No request is served
-  // after that.
+  // Called (at once, if it has happened) when a rank or link is lost; the message says which. No request is
+  // served after that.
   void on_lost(OnLost callback);
 
  private:

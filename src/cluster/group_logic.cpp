@@ -16,17 +16,20 @@ std::string name_of(const GroupState& state, int rank) {
   return fmt::format("rank {} (on {})", rank, state.ranks[rank].host);
 }
 
-bool all(const GroupState& state, auto has) { return std::all_of(state.ranks.begin(), state.ranks.end(), has); }
+bool all(const GroupState& state, auto has) {
+  return std::all_of(state.ranks.begin(), state.ranks.end(), has);
+}
 
-// After a first sign of failure the others get a moment to say more: the cause often reaches us after its effects.
+// After a first sign of failure the others get a moment to say more: the cause often reaches us after its
+// effects.
 void start_failing(GroupState& state, std::int64_t now_ms) {
   if (state.phase == Phase::failing || state.phase == Phase::failed) return;
   state.phase = Phase::failing;
   state.deadline_ms = now_ms + limits::failure_gathering.count();
 }
 
-// The most telling of what the ranks said: what the user can mend, then a process that ended without a word, then what
-// went wrong inside, then what ranks say of each other.
+// The most telling of what the ranks said: what the user can mend, then a process that ended without a word,
+// then what went wrong inside, then what ranks say of each other.
 GiveUp verdict(const GroupState& state) {
   const auto said = [&](const char* kind) -> std::optional<std::string> {
     for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
@@ -36,8 +39,8 @@ GiveUp verdict(const GroupState& state) {
     return std::nullopt;
   };
   for (const auto& rank : state.ranks) {
-    // Every rank finds the same fault in the user's input: naming one would only puzzle, but on another machine it may
-    // be that machine's.
+    // Every rank finds the same fault in the user's input: naming one would only puzzle, but on another
+    // machine it may be that machine's.
     if (rank.failed && rank.failed->kind == "input") {
       return {true, rank.host == "local" ? rank.failed->message : *said("input")};
     }
@@ -88,7 +91,8 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
   if (state.phase == Phase::failing || state.phase == Phase::failed) return {};
   if (has("listening")) {
     rank.listening = object["listening"].get<Listening>();
-    const bool complete = state.phase == Phase::starting && all(state, [](auto& r) { return r.listening.has_value(); });
+    const bool complete =
+        state.phase == Phase::starting && all(state, [](auto& r) { return r.listening.has_value(); });
     return complete ? join_all(state) : std::vector<Action>{};
   }
   if (has("progress")) {
@@ -98,7 +102,8 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
   if (has("ready")) {
     rank.ready = object["ready"].get<Ready>();
     rank.status.resident_bytes = rank.status.peak_bytes = rank.ready->resident_bytes;
-    const bool complete = state.phase == Phase::joining && all(state, [](auto& r) { return r.ready.has_value(); });
+    const bool complete =
+        state.phase == Phase::joining && all(state, [](auto& r) { return r.ready.has_value(); });
     return complete ? run_all(state) : std::vector<Action>{};
   }
   if (has("status")) {
@@ -112,7 +117,8 @@ std::vector<Action> tick(GroupState& state, std::int64_t now_ms) {
   if (state.phase == Phase::starting && now_ms >= state.deadline_ms) {
     for (auto& rank : state.ranks) {
       if (!rank.listening) {
-        rank.failed = Failed{"internal", fmt::format("the worker said nothing for {} s", limits::worker_start.count() / 1000)};
+        rank.failed = Failed{
+            "internal", fmt::format("the worker said nothing for {} s", limits::worker_start.count() / 1000)};
       }
     }
     start_failing(state, now_ms);

@@ -1,5 +1,5 @@
-// The life of a group of workers as a pure function: (state, what happened, now) → what to do. No pipe, no process, no
-// clock; conductor.cpp carries the actions out, tests/sim drives it with seeded failures.
+// The life of a group of workers as a pure function: (state, what happened, now) → what to do. No pipe, no
+// process, no clock; conductor.cpp carries the actions out, tests/sim drives it with seeded failures.
 #pragma once
 
 #include <cstdint>

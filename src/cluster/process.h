@@ -12,8 +12,9 @@ namespace tandem::cluster {
 
 class ChildProcess {
  public:
-  // Starts argv[0] (looked up on PATH) in a process group of its own, so that the terminal's Ctrl-C is ours alone.
-  // Both pipe ends here are non-blocking and closed on exec. Throws ClusterError where it cannot be started.
+  // Starts argv[0] (looked up on PATH) in a process group of its own, so that the terminal's Ctrl-C is ours
+  // alone. Both pipe ends here are non-blocking and closed on exec. Throws ClusterError where it cannot be
+  // started.
   explicit ChildProcess(const std::vector<std::string>& argv);
   // Closes the pipes and kills what still runs.
   ~ChildProcess();
@@ -27,7 +28,8 @@ class ChildProcess {
   int output() const { return output_; }  // its stdout, for us to read
   void close_input();
 
-  // How it ended ("was killed by signal 9 (Killed)", "exited with code 2"), once it has; waits at most `timeout`.
+  // How it ended ("was killed by signal 9 (Killed)", "exited with code 2"), once it has; waits at most
+  // `timeout`.
   std::optional<std::string> wait(std::chrono::milliseconds timeout);
 
  private:

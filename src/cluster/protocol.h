@@ -60,8 +60,8 @@ struct Status {
   std::uint64_t cache_bytes = 0;
 };
 
-// The worker ends after it. `kind`: "input" (the user can mend it), "cluster" (another rank or a link is gone),
-// "internal".
+// The worker ends after it. `kind`: "input" (the user can mend it), "cluster" (another rank or a link is
+// gone), "internal".
 struct Failed {
   std::string kind;
   std::string message;

@@ -32,8 +32,8 @@ double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// The two directions of the pipe. A thread reads lines into a queue; end-of-file, the conductor's death, ends the
-// process at once, whatever the model is doing.
+// The two directions of the pipe. A thread reads lines into a queue; end-of-file, the conductor's death, ends
+// the process at once, whatever the model is doing.
 class ControlChannel {
  public:
   ControlChannel() : inbox_(limits::worker_inbox) {
@@ -55,7 +55,8 @@ class ControlChannel {
     while (true) {
       const auto object = receive(std::chrono::hours(24));
       if (!object) continue;
-      if (!object->contains(name)) throw ClusterError(fmt::format("expected \"{}\", got {}", name, object->dump()));
+      if (!object->contains(name))
+        throw ClusterError(fmt::format("expected \"{}\", got {}", name, object->dump()));
       return (*object)[name].get<Message>();
     }
   }
@@ -71,7 +72,8 @@ class ControlChannel {
       try {
         lines.feed({bytes.data(), static_cast<std::size_t>(got)});
         while (auto object = lines.next()) {
-          if (!inbox_.try_push(std::move(*object))) throw ClusterError("more messages than the worker can hold");
+          if (!inbox_.try_push(std::move(*object)))
+            throw ClusterError("more messages than the worker can hold");
         }
       } catch (const std::exception& error) {
         send({{"failed", Failed{"internal", error.what()}}});
@@ -99,9 +101,9 @@ parallel::Endpoint to_endpoint(const Listening& listening) {
 mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
   parallel::TcpListener listener(start.loopback);
   const auto& endpoint = listener.endpoint();
-  channel.send({{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port}}});
+  channel.send(
+      {{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port}}});
   const Join join = channel.expect<Join>("join");
-  if (join.ranks.size() == 1) return parallel::single_rank_group();
   std::vector<parallel::Endpoint> endpoints;
   for (const auto& rank : join.ranks) endpoints.push_back(to_endpoint(rank));
   return parallel::join_tcp_group(listener, start.rank, endpoints, join.secret);
@@ -125,8 +127,8 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = gpu ? weights.at("model.embed_tokens.weight").dtype() : mx::float32;
   engine::StepRunner runner(models::make_llama(config, shard, weights), {group, activations});
-  channel.send({{"ready", Ready{weights.bytes(), weights.replicated_bytes(), hardware::process_memory().resident_bytes,
-                                gpu ? "gpu" : "cpu"}}});
+  channel.send({{"ready", Ready{weights.bytes(), weights.replicated_bytes(),
+                                hardware::process_memory().resident_bytes, gpu ? "gpu" : "cpu"}}});
   return runner;
 }
 
@@ -168,11 +170,13 @@ void follow(const ControlChannel& channel, engine::StepRunner& runner, const mx:
 void serve(ControlChannel& channel) {
   const Start start = channel.expect<Start>("start");
   if (start.version != protocol_version) {
-    throw InputError(fmt::format("it speaks protocol {}, the conductor {}: install the same version of tandem on every "
-                                 "machine",
-                                 protocol_version, start.version));
+    throw InputError(
+        fmt::format("it speaks protocol {}, the conductor {}: install the same version of tandem on every "
+                    "machine",
+                    protocol_version, start.version));
   }
-  log::configure(start.verbosity > 0 ? log::Level::debug : log::Level::warning, fmt::format("rank {}", start.rank));
+  log::configure(start.verbosity > 0 ? log::Level::debug : log::Level::warning,
+                 fmt::format("rank {}", start.rank));
   const mx::Device device = choose_device(start.device);
   mx::set_default_device(device);
   const auto plan = parallel::plan_from_json(start.plan);

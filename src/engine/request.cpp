@@ -11,8 +11,8 @@ namespace tandem::engine {
 
 using nlohmann::json;
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Sampling, temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty,
-                                   presence_penalty, seed)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Sampling, temperature, top_k, top_p, min_p, repetition_penalty,
+                                   frequency_penalty, presence_penalty, seed)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GenerateRequest, id, prompt, max_tokens, end_ids, sampling)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScoreRequest, id, ids, nll, positions)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Cancel, id)
@@ -20,7 +20,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TokenEvent, id, token)
 NLOHMANN_JSON_SERIALIZE_ENUM(FinishReason, {{FinishReason::end, "end"},
                                             {FinishReason::length, "length"},
                                             {FinishReason::cancelled, "cancelled"}})
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DoneEvent, id, reason, prompt_tokens, generated_tokens, queued_s, prefill_s, decode_s)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DoneEvent, id, reason, prompt_tokens, generated_tokens, queued_s,
+                                   prefill_s, decode_s)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LogitsEvent, id, position, logits)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(NllEvent, id, sum_nll, tokens)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RefusedEvent, id, message, param)
@@ -54,7 +55,8 @@ Variant unnamed(const json& object) {
     try {
       found->get_to(alternative);
     } catch (const json::exception& error) {
-      throw ClusterError(fmt::format("malformed \"{}\" on the control channel: {}", name_of(alternative), error.what()));
+      throw ClusterError(
+          fmt::format("malformed \"{}\" on the control channel: {}", name_of(alternative), error.what()));
     }
     return alternative;
   }
@@ -73,8 +75,10 @@ void validate(const Sampling& s) {
   require(s.min_p >= 0 && s.min_p <= 1, "min_p", s.min_p, "0 to 1");
   require(s.repetition_penalty > 0 && s.repetition_penalty <= 100, "repetition_penalty", s.repetition_penalty,
           "above 0, at most 100");
-  require(s.frequency_penalty >= -2 && s.frequency_penalty <= 2, "frequency_penalty", s.frequency_penalty, "-2 to 2");
-  require(s.presence_penalty >= -2 && s.presence_penalty <= 2, "presence_penalty", s.presence_penalty, "-2 to 2");
+  require(s.frequency_penalty >= -2 && s.frequency_penalty <= 2, "frequency_penalty", s.frequency_penalty,
+          "-2 to 2");
+  require(s.presence_penalty >= -2 && s.presence_penalty <= 2, "presence_penalty", s.presence_penalty,
+          "-2 to 2");
 }
 
 std::uint64_t id_of(const Event& event) {

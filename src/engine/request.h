@@ -10,10 +10,10 @@
 namespace tandem::engine {
 
 struct Sampling {
-  float temperature = 1;  // 0: the most likely token
-  int top_k = 0;          // 0: off
-  float top_p = 1;        // 1: off
-  float min_p = 0;        // 0: off
+  float temperature = 1;         // 0: the most likely token
+  int top_k = 0;                 // 0: off
+  float top_p = 1;               // 1: off
+  float min_p = 0;               // 0: off
   float repetition_penalty = 1;  // 1: off; over prompt and answer (Keskar et al. 2019, arXiv:1909.05858)
   float frequency_penalty = 0;   // OpenAI's, over the answer
   float presence_penalty = 0;
@@ -26,8 +26,8 @@ void validate(const Sampling& sampling);
 struct GenerateRequest {
   std::uint64_t id = 0;
   std::vector<int> prompt;
-  int max_tokens = 0;         // 0: as many as the context allows
-  std::vector<int> end_ids;   // an answer ends before one of these; empty: never
+  int max_tokens = 0;        // 0: as many as the context allows
+  std::vector<int> end_ids;  // an answer ends before one of these; empty: never
   Sampling sampling;
 };
 

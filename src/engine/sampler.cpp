@@ -42,7 +42,8 @@ bool comes_first(const Candidate& a, const Candidate& b) {
   return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
 }
 
-// The tokens that top-k, top-p and min-p leave, most likely first, with probabilities that need not add up to 1.
+// The tokens that top-k, top-p and min-p leave, most likely first, with probabilities that need not add up
+// to 1.
 std::vector<Candidate> candidates(std::span<const float> logits, const Sampling& s) {
   std::vector<Candidate> all(logits.size());
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = {static_cast<int>(i), logits[i] / s.temperature};
@@ -71,13 +72,14 @@ double uniform_noise(std::uint64_t seed, std::uint64_t position) {
   return static_cast<double>(mixed(mixed(seed) ^ position) >> 11) * 0x1.0p-53;
 }
 
-int sample(std::span<float> logits, const Sampling& s, std::span<const int> prompt, std::span<const int> answer,
-           int position) {
+int sample(std::span<float> logits, const Sampling& s, std::span<const int> prompt,
+           std::span<const int> answer, int position) {
   if (std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); })) {
     throw std::runtime_error("the model's logits are not numbers (NaN): its weights are damaged or overflow");
   }
   apply_penalties(logits, s, prompt, answer);
-  if (s.temperature == 0) return static_cast<int>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  if (s.temperature == 0)
+    return static_cast<int>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   const auto left = candidates(logits, s);
   double sum = 0;
   for (const auto& candidate : left) sum += candidate.weight;

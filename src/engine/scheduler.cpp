@@ -27,8 +27,8 @@ void check_ids(const std::vector<int>& ids, const ServingLimits& limits) {
   if (ids.empty()) throw InputError("the prompt is empty: give at least one token", "prompt");
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= limits.vocabulary) {
-      throw InputError(fmt::format("id {} at position {} is out of range: the vocabulary has ids 0 to {}", ids[i], i,
-                                   limits.vocabulary - 1),
+      throw InputError(fmt::format("id {} at position {} is out of range: the vocabulary has ids 0 to {}",
+                                   ids[i], i, limits.vocabulary - 1),
                        "prompt");
     }
   }
@@ -42,21 +42,24 @@ void Scheduler::check(const Request& request) const {
     validate(generate->sampling);
     const int tokens = static_cast<int>(generate->prompt.size());
     if (tokens >= limits_.context) {
-      throw InputError(fmt::format("the prompt has {} tokens, but the model's context holds {} for prompt and answer "
-                                   "together: shorten the prompt",
-                                   tokens, limits_.context),
-                       "prompt");
+      throw InputError(
+          fmt::format("the prompt has {} tokens, but the model's context holds {} for prompt and answer "
+                      "together: shorten the prompt",
+                      tokens, limits_.context),
+          "prompt");
     }
   } else if (const auto* score = std::get_if<ScoreRequest>(&request)) {
     check_ids(score->ids, limits_);
     const int tokens = static_cast<int>(score->ids.size());
     if (tokens > limits_.context) {
-      throw InputError(fmt::format("{} ids are more than the model's context of {}", tokens, limits_.context), "prompt");
+      throw InputError(fmt::format("{} ids are more than the model's context of {}", tokens, limits_.context),
+                       "prompt");
     }
     for (const int position : score->positions) {
       if (position < 0 || position >= tokens) {
-        throw InputError(fmt::format("position {} is out of range: there are positions 0 to {}", position, tokens - 1),
-                         "positions");
+        throw InputError(
+            fmt::format("position {} is out of range: there are positions 0 to {}", position, tokens - 1),
+            "positions");
       }
     }
   }
@@ -67,7 +70,8 @@ std::vector<Event> Scheduler::submit(Request request, double now_s) {
   const auto id = std::visit([](const auto& r) { return r.id; }, request);
   try {
     check(request);
-    if (queue_.size() >= limits::queued_requests) throw InputError("too many requests are waiting; try again later");
+    if (queue_.size() >= limits::queued_requests)
+      throw InputError("too many requests are waiting; try again later");
   } catch (const InputError& error) {
     return {RefusedEvent{id, error.what(), error.param()}};
   }
@@ -103,8 +107,8 @@ std::vector<int> Scheduler::wanted_rows(const Sequence& sequence, int tokens) co
   if (const auto* score = std::get_if<ScoreRequest>(&sequence.request)) {
     const auto wanted = [&](int position) {
       if (score->nll) return position + 1 < sequence.prompt_tokens;
-      return score->positions.empty() || std::find(score->positions.begin(), score->positions.end(), position) !=
-                                             score->positions.end();
+      return score->positions.empty() ||
+             std::find(score->positions.begin(), score->positions.end(), position) != score->positions.end();
     };
     for (int row = 0; row < tokens; ++row) {
       if (wanted(first + row)) rows.push_back(row);
@@ -168,7 +172,8 @@ std::vector<Event> Scheduler::finish_generate(Sequence& sequence, std::span<floa
   return events;
 }
 
-std::vector<Event> Scheduler::finish_score(Sequence& sequence, const SequenceStep& step, std::span<float> rows) const {
+std::vector<Event> Scheduler::finish_score(Sequence& sequence, const SequenceStep& step,
+                                           std::span<float> rows) const {
   const auto& request = std::get<ScoreRequest>(sequence.request);
   const auto vocabulary = static_cast<std::size_t>(limits_.vocabulary);
   std::vector<Event> events;
@@ -186,7 +191,8 @@ std::vector<Event> Scheduler::finish_score(Sequence& sequence, const SequenceSte
 
 DoneEvent Scheduler::end(Sequence& sequence, FinishReason reason, double now_s) {
   const auto id = std::visit([](const auto& r) { return r.id; }, sequence.request);
-  DoneEvent done{id, reason, sequence.prompt_tokens, static_cast<int>(sequence.ids.size()) - sequence.prompt_tokens};
+  DoneEvent done{id, reason, sequence.prompt_tokens,
+                 static_cast<int>(sequence.ids.size()) - sequence.prompt_tokens};
   const bool started = sequence.started_s >= 0;
   done.queued_s = (started ? sequence.started_s : now_s) - sequence.submitted_s;
   if (started) {

@@ -37,9 +37,9 @@ class Scheduler {
   struct Sequence {
     std::variant<GenerateRequest, ScoreRequest> request;
     int slot = 0;
-    std::vector<int> ids;     // prompt and answer
+    std::vector<int> ids;  // prompt and answer
     int prompt_tokens = 0;
-    int computed = 0;         // ids in the cache
+    int computed = 0;  // ids in the cache
     double sum_nll = 0;
     double submitted_s = 0, started_s = -1, first_token_s = 0;
   };

@@ -27,7 +27,8 @@ class WordReader {
   }
   std::vector<int> list() {
     const int size = next();
-    if (size < 0 || static_cast<std::size_t>(size) > words_.size() - at_) throw ClusterError("a step plan is cut short");
+    if (size < 0 || static_cast<std::size_t>(size) > words_.size() - at_)
+      throw ClusterError("a step plan is cut short");
     std::vector<int> values(words_.begin() + static_cast<std::ptrdiff_t>(at_),
                             words_.begin() + static_cast<std::ptrdiff_t>(at_ + size));
     at_ += static_cast<std::size_t>(size);
@@ -80,13 +81,15 @@ std::vector<float> StepRunner::run(const StepPlan& plan) {
   std::vector<float> rows;
   for (const auto& sequence : plan.sequences) {
     auto& cache = caches_.try_emplace(sequence.slot, model_.config.layers).first->second;
-    const mx::array hidden = models::forward(model_, int_array(sequence.tokens), cache, context_);  // [T, hidden]
+    const mx::array hidden =
+        models::forward(model_, int_array(sequence.tokens), cache, context_);  // [T, hidden]
     if (sequence.rows.empty()) {
       mx::eval(hidden);
       continue;
     }
     const mx::array wanted = mx::take(hidden, int_array(sequence.rows), 0);
-    mx::array logits = mx::astype(models::logits(model_, wanted, context_), mx::float32);  // [rows, vocabulary]
+    mx::array logits =
+        mx::astype(models::logits(model_, wanted, context_), mx::float32);  // [rows, vocabulary]
     logits = mx::contiguous(logits);
     mx::eval(logits);
     rows.insert(rows.end(), logits.data<float>(), logits.data<float>() + logits.size());

@@ -32,7 +32,8 @@ StepPlan decode(std::span<const std::uint8_t> bytes);
 // One rank's model with the caches of the sequences it serves.
 class StepRunner {
  public:
-  StepRunner(models::Llama model, models::Context context) : model_(std::move(model)), context_(std::move(context)) {}
+  StepRunner(models::Llama model, models::Context context)
+      : model_(std::move(model)), context_(std::move(context)) {}
 
   // The wanted rows' logits of all sequences, in order, [rows × vocabulary] float32; the same on every rank.
   // Throws what the data plane throws.

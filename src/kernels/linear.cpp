@@ -17,7 +17,8 @@ namespace mx = mlx::core;
 LinearLoops choose_loops() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl")) {
     return linear_avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
@@ -42,8 +43,12 @@ class Linear : public mx::Primitive {
     const mx::array &x = inputs[0], &weight = inputs[1];
     mx::array& y = outputs[0];
     y.set_data(mx::allocator::malloc(y.nbytes()));
-    const LinearArgs args{x.data<float>(),        weight.data<void>(), y.data<float>(),
-                          static_cast<std::int64_t>(x.size() / x.shape(-1)), x.shape(-1),         weight.shape(0),
+    const LinearArgs args{x.data<float>(),
+                          weight.data<void>(),
+                          y.data<float>(),
+                          static_cast<std::int64_t>(x.size() / x.shape(-1)),
+                          x.shape(-1),
+                          weight.shape(0),
                           weight_type(weight.dtype())};
     auto& encoder = mx::cpu::get_command_encoder(stream());
     encoder.set_input_array(x);
@@ -64,7 +69,8 @@ class Linear : public mx::Primitive {
 }  // namespace
 
 mx::array linear(const mx::array& x, const mx::array& weight, mx::StreamOrDevice s) {
-  if (x.shape(-1) != weight.shape(1)) throw std::invalid_argument("linear: x and weight disagree on the inputs");
+  if (x.shape(-1) != weight.shape(1))
+    throw std::invalid_argument("linear: x and weight disagree on the inputs");
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device == mx::Device::gpu) {
     return mx::matmul(mx::astype(x, weight.dtype(), stream), mx::transpose(weight, stream), stream);

@@ -1,5 +1,6 @@
-// The loops of linear() on CPU, compiled once for each instruction set (linear_avx2.cpp, …). No function of the standard
-// library is used here: an inline one compiled with AVX could be linked into code that must run without.
+// The loops of linear() on CPU, compiled once for each instruction set (linear_avx2.cpp, …). No function of
+// the standard library is used here: an inline one compiled with AVX could be linked into code that must run
+// without.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,8 @@ namespace tandem::kernels {
 
 enum class WeightType { f32, f16, bf16 };
 
-// y[r][o] = sum over i of x[r][i] * weight[o][i]; x [rows, in], weight [out, in], y [rows, out], all row-major.
+// y[r][o] = sum over i of x[r][i] * weight[o][i]; x [rows, in], weight [out, in], y [rows, out], all
+// row-major.
 struct LinearArgs {
   const float* x;
   const void* weight;
@@ -106,9 +108,12 @@ void linear_typed(const LinearArgs& args) {
 
 inline void linear_any(const LinearArgs& args) {
   switch (args.type) {
-    case WeightType::f32: return linear_typed<WeightType::f32>(args);
-    case WeightType::f16: return linear_typed<WeightType::f16>(args);
-    case WeightType::bf16: return linear_typed<WeightType::bf16>(args);
+    case WeightType::f32:
+      return linear_typed<WeightType::f32>(args);
+    case WeightType::f16:
+      return linear_typed<WeightType::f16>(args);
+    case WeightType::bf16:
+      return linear_typed<WeightType::bf16>(args);
   }
 }
 

@@ -27,8 +27,10 @@ const json* find(const json& object, const char* name) {
 int integer(const json& object, const char* name, int least, int most) {
   const json* value = find(object, name);
   if (!value) throw InputError(fmt::format("\"{}\" is missing", name));
-  if (!value->is_number_integer() || value->get<std::int64_t>() < least || value->get<std::int64_t>() > most) {
-    throw InputError(fmt::format("\"{}\" is {}; expected a whole number from {} to {}", name, value->dump(), least, most));
+  if (!value->is_number_integer() || value->get<std::int64_t>() < least ||
+      value->get<std::int64_t>() > most) {
+    throw InputError(
+        fmt::format("\"{}\" is {}; expected a whole number from {} to {}", name, value->dump(), least, most));
   }
   return value->get<int>();
 }
@@ -49,19 +51,21 @@ double positive(const json& object, const char* name, double fallback) {
 bool boolean_or(const json& object, const char* name, bool fallback) {
   const json* value = find(object, name);
   if (!value) return fallback;
-  if (!value->is_boolean()) throw InputError(fmt::format("\"{}\" is {}; expected true or false", name, value->dump()));
+  if (!value->is_boolean())
+    throw InputError(fmt::format("\"{}\" is {}; expected true or false", name, value->dump()));
   return value->get<bool>();
 }
 
 std::string string_or(const json& object, const char* name, const std::string& fallback) {
   const json* value = find(object, name);
   if (!value) return fallback;
-  if (!value->is_string()) throw InputError(fmt::format("\"{}\" is {}; expected a string", name, value->dump()));
+  if (!value->is_string())
+    throw InputError(fmt::format("\"{}\" is {}; expected a string", name, value->dump()));
   return value->get<std::string>();
 }
 
-// YaRN's attention factor: 0.1·m·ln(s) + 1 (arXiv:2309.00071, section 3.4), or the ratio of two where a model gives
-// mscale and mscale_all_dim, as DeepSeek-V2 does.
+// YaRN's attention factor: 0.1·m·ln(s) + 1 (arXiv:2309.00071, section 3.4), or the ratio of two where a model
+// gives mscale and mscale_all_dim, as DeepSeek-V2 does.
 double yarn_attention_factor(const json& rope, double factor) {
   const auto scale = [&](double m) { return factor <= 1 ? 1.0 : 0.1 * m * std::log(factor) + 1.0; };
   if (find(rope, "attention_factor")) return positive(rope, "attention_factor", 1);
@@ -71,13 +75,15 @@ double yarn_attention_factor(const json& rope, double factor) {
   return scale(1);
 }
 
-// Both spellings: {"rope_parameters": {rope_theta, rope_type, …}}, and {"rope_theta", "rope_scaling": {type, …}}.
+// Both spellings: {"rope_parameters": {rope_theta, rope_type, …}}, and {"rope_theta", "rope_scaling": {type,
+// …}}.
 RopeConfig parse_rope(const json& config, int context) {
   static const json none = json::object();
   const json* parameters = find(config, "rope_parameters");
   const json* scaling = parameters ? parameters : find(config, "rope_scaling");
   const json& rope = scaling ? *scaling : none;
-  if (!rope.is_object()) throw InputError(fmt::format("\"rope_scaling\" is {}; expected an object", rope.dump()));
+  if (!rope.is_object())
+    throw InputError(fmt::format("\"rope_scaling\" is {}; expected an object", rope.dump()));
 
   RopeConfig result;
   result.theta = positive(rope, "rope_theta", positive(config, "rope_theta", 10000));
@@ -106,13 +112,14 @@ RopeConfig parse_rope(const json& config, int context) {
     result.truncate = boolean_or(rope, "truncate", true);
     result.attention_factor = yarn_attention_factor(rope, result.factor);
   } else {
-    throw InputError(fmt::format("rope type \"{}\" is not supported; default, linear, llama3 and yarn are", type));
+    throw InputError(
+        fmt::format("rope type \"{}\" is not supported; default, linear, llama3 and yarn are", type));
   }
   return result;
 }
 
-// Sliding windows: mistral gives one for all layers; qwen2 and qwen3 one for the layers from max_window_layers on, or
-// layer_types.
+// Sliding windows: mistral gives one for all layers; qwen2 and qwen3 one for the layers from
+// max_window_layers on, or layer_types.
 std::vector<int> parse_windows(const json& config, const std::string& family, int layers) {
   std::vector<int> windows(layers, 0);
   const bool qwen = family == "qwen2" || family == "qwen3";
@@ -138,7 +145,8 @@ std::vector<int> parse_end_ids(const json& config) {
   std::vector<int> ids;
   for (const auto& id : list) {
     if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > most_vocabulary) {
-      throw InputError(fmt::format("\"eos_token_id\" is {}; expected a token id or a list of them", value->dump()));
+      throw InputError(
+          fmt::format("\"eos_token_id\" is {}; expected a token id or a list of them", value->dump()));
     }
     ids.push_back(id.get<int>());
   }
@@ -148,7 +156,8 @@ std::vector<int> parse_end_ids(const json& config) {
 ModelConfig::Advised parse_advice(const json& generation) {
   ModelConfig::Advised advised;
   if (!boolean_or(generation, "do_sample", true)) return advised;
-  if (find(generation, "temperature")) advised.temperature = static_cast<float>(positive(generation, "temperature", 1));
+  if (find(generation, "temperature"))
+    advised.temperature = static_cast<float>(positive(generation, "temperature", 1));
   if (find(generation, "top_p")) advised.top_p = static_cast<float>(positive(generation, "top_p", 1));
   if (find(generation, "top_k")) advised.top_k = integer(generation, "top_k", 0, most_vocabulary);
   return advised;
@@ -156,9 +165,11 @@ ModelConfig::Advised parse_advice(const json& generation) {
 
 void reject_unsupported(const json& config) {
   const std::string activation = string_or(config, "hidden_act", "silu");
-  if (activation != "silu") throw InputError(fmt::format("\"hidden_act\" is \"{}\"; only silu is supported", activation));
+  if (activation != "silu")
+    throw InputError(fmt::format("\"hidden_act\" is \"{}\"; only silu is supported", activation));
   if (find(config, "quantization") || find(config, "quantization_config")) {
-    throw InputError("its weights are quantized, which this version does not read; give a bf16, f16 or f32 checkpoint");
+    throw InputError(
+        "its weights are quantized, which this version does not read; give a bf16, f16 or f32 checkpoint");
   }
 }
 
@@ -169,8 +180,8 @@ ModelConfig parse_config(const json& config) {
   result.family = string_or(config, "model_type", "");
   const bool qwen2 = result.family == "qwen2", qwen3 = result.family == "qwen3";
   if (result.family != "llama" && result.family != "mistral" && !qwen2 && !qwen3) {
-    throw InputError(fmt::format("\"model_type\" is \"{}\"; this version runs llama, mistral, qwen2 and qwen3",
-                                 result.family));
+    throw InputError(fmt::format(
+        "\"model_type\" is \"{}\"; this version runs llama, mistral, qwen2 and qwen3", result.family));
   }
   reject_unsupported(config);
   result.layers = integer(config, "num_hidden_layers", 1, most_layers);
@@ -182,14 +193,16 @@ ModelConfig parse_config(const json& config) {
   sizes.ffn = integer(config, "intermediate_size", 1, most_width);
   sizes.vocabulary = integer(config, "vocab_size", 1, most_vocabulary);
   if (sizes.query_heads % sizes.kv_heads != 0) {
-    throw InputError(fmt::format("\"num_attention_heads\" is {}, not a multiple of \"num_key_value_heads\", {}",
-                                 sizes.query_heads, sizes.kv_heads));
+    throw InputError(
+        fmt::format("\"num_attention_heads\" is {}, not a multiple of \"num_key_value_heads\", {}",
+                    sizes.query_heads, sizes.kv_heads));
   }
   if (sizes.head_dim < 2 || sizes.head_dim % 2 != 0) {
     throw InputError(fmt::format("the head size is {}; rotary embedding needs an even one", sizes.head_dim));
   }
   if (static_cast<std::int64_t>(sizes.query_heads) * sizes.head_dim > most_width) {
-    throw InputError(fmt::format("{} heads of {} are wider than {}", sizes.query_heads, sizes.head_dim, most_width));
+    throw InputError(
+        fmt::format("{} heads of {} are wider than {}", sizes.query_heads, sizes.head_dim, most_width));
   }
   result.context = integer_or(config, "max_position_embeddings", 1, most_context, 2048);
   result.rms_norm_eps = static_cast<float>(positive(config, "rms_norm_eps", 1e-6));

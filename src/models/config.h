@@ -57,7 +57,8 @@ struct ModelConfig {
 // InputError names the field, its value and what was expected.
 ModelConfig parse_config(const nlohmann::json& config);
 
-// `folder`/config.json with `folder`/generation_config.json's end ids and advice, where there is one. InputError names the file.
+// `folder`/config.json with `folder`/generation_config.json's end ids and advice, where there is one.
+// InputError names the file.
 ModelConfig load_config(const std::filesystem::path& folder);
 
 }  // namespace tandem::models

@@ -20,13 +20,14 @@ std::pair<mx::array, mx::array> KvCache::Layer::append(const mx::array& k, const
   }
   const auto put = [&](std::optional<mx::array>& held, const mx::array& update) {
     // Moved in, so that MLX may write into the buffer in place.
-    held = mx::slice_update(std::exchange(held, std::nullopt).value(), update, {0, length_, 0},
-                            {heads, length_ + added, dim});
+    held = mx::slice_update(std::exchange(held, std::nullopt).value(), update, mx::Shape{0, length_, 0},
+                            mx::Shape{heads, length_ + added, dim});
   };
   put(keys_, k);
   put(values_, v);
   length_ += added;
-  return {mx::slice(*keys_, {0, 0, 0}, {heads, length_, dim}), mx::slice(*values_, {0, 0, 0}, {heads, length_, dim})};
+  return {mx::slice(*keys_, {0, 0, 0}, {heads, length_, dim}),
+          mx::slice(*values_, {0, 0, 0}, {heads, length_, dim})};
 }
 
 std::size_t KvCache::bytes() const {

@@ -13,8 +13,10 @@ class KvCache {
  public:
   class Layer {
    public:
-    // Appends k and v [Hkv, T, D] and gives all so far, [Hkv, length, D]. Memory grows in steps of `step` positions.
-    std::pair<mlx::core::array, mlx::core::array> append(const mlx::core::array& k, const mlx::core::array& v);
+    // Appends k and v [Hkv, T, D] and gives all so far, [Hkv, length, D]. Memory grows in steps of `step`
+    // positions.
+    std::pair<mlx::core::array, mlx::core::array> append(const mlx::core::array& k,
+                                                         const mlx::core::array& v);
     int length() const { return length_; }
 
    private:

@@ -29,7 +29,8 @@ bool is_even(const std::vector<int>& kv_of_query, int kv_heads) {
 mx::array window_mask(int start, int tokens, int window) {
   const mx::array rows = mx::expand_dims(mx::arange(start, start + tokens, mx::int32), 1);
   const mx::array columns = mx::expand_dims(mx::arange(0, start + tokens, mx::int32), 0);
-  return mx::logical_and(mx::less_equal(columns, rows), mx::greater(columns, mx::subtract(rows, mx::array(window))));
+  return mx::logical_and(mx::less_equal(columns, rows),
+                         mx::greater(columns, mx::subtract(rows, mx::array(window))));
 }
 
 }  // namespace
@@ -45,7 +46,8 @@ mx::array embed(const mx::array& ids, const ShardedLinear& w, int first_id, cons
   const int rows = w.weight.shape(0);
   if (context.group.size() == 1) return mx::astype(mx::take(w.weight, ids, 0), context.activations);
   const mx::array local = mx::subtract(ids, mx::array(first_id));
-  const mx::array here = mx::logical_and(mx::greater_equal(local, mx::array(0)), mx::less(local, mx::array(rows)));
+  const mx::array here =
+      mx::logical_and(mx::greater_equal(local, mx::array(0)), mx::less(local, mx::array(rows)));
   const mx::array found = mx::take(w.weight, mx::where(here, local, mx::array(0)), 0);
   const mx::array x = mx::where(mx::expand_dims(here, 1), mx::astype(found, context.activations),
                                 mx::array(0, context.activations));
@@ -55,9 +57,11 @@ mx::array embed(const mx::array& ids, const ShardedLinear& w, int first_id, cons
 Rope make_rope(const RopeConfig& config, int head_dim) {
   const int half = head_dim / 2;
   std::vector<float> wavelengths(half);
-  // yarn: where a dimension turns `turns` times within the original context (arXiv:2309.00071, equation 17's inverse).
+  // yarn: where a dimension turns `turns` times within the original context (arXiv:2309.00071, equation 17's
+  // inverse).
   const auto dimension_of = [&](double turns) {
-    return head_dim * std::log(config.original_context / (turns * 2 * std::numbers::pi)) / (2 * std::log(config.theta));
+    return head_dim * std::log(config.original_context / (turns * 2 * std::numbers::pi)) /
+           (2 * std::log(config.theta));
   };
   double low = 0, high = 0;
   if (config.kind == RopeConfig::Kind::yarn) {
@@ -73,8 +77,11 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
     // How much of the stretched frequency enters, 0 to 1.
     double stretched = 0;
     switch (config.kind) {
-      case RopeConfig::Kind::plain: break;
-      case RopeConfig::Kind::linear: stretched = 1; break;
+      case RopeConfig::Kind::plain:
+        break;
+      case RopeConfig::Kind::linear:
+        stretched = 1;
+        break;
       case RopeConfig::Kind::llama3: {
         const double turns = config.original_context * frequency / (2 * std::numbers::pi);
         const double smooth =
@@ -82,7 +89,9 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
         stretched = 1 - std::clamp(smooth, 0.0, 1.0);
         break;
       }
-      case RopeConfig::Kind::yarn: stretched = std::clamp((i - low) / (high - low), 0.0, 1.0); break;
+      case RopeConfig::Kind::yarn:
+        stretched = std::clamp((i - low) / (high - low), 0.0, 1.0);
+        break;
     }
     frequency = frequency / config.factor * stretched + frequency * (1 - stretched);
     wavelengths[i] = static_cast<float>(1 / frequency);
@@ -91,14 +100,14 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
 }
 
 mx::array rotate(const mx::array& x, const Rope& rope, int offset) {
-  mx::array y = mx::fast::rope(mx::expand_dims(x, 0), rope.dims, /*traditional=*/false, std::nullopt, 1.0F, offset,
-                               rope.wavelengths);
+  mx::array y = mx::fast::rope(mx::expand_dims(x, 0), rope.dims, /*traditional=*/false, std::nullopt, 1.0F,
+                               offset, rope.wavelengths);
   y = mx::squeeze(y, 0);
   return rope.attention_factor == 1 ? y : mx::multiply(y, mx::array(rope.attention_factor, y.dtype()));
 }
 
-mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const std::vector<int>& kv_of_query,
-                    int window, KvCache::Layer& cache) {
+mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
+                    const std::vector<int>& kv_of_query, int window, KvCache::Layer& cache) {
   const int tokens = q.shape(1), start = cache.length();
   auto [keys, values] = cache.append(k, v);
   if (!is_even(kv_of_query, k.shape(0))) {

@@ -1,5 +1,5 @@
-// The layers that families share. Each is a plain function of loaded weights and inputs; how a matrix is split is
-// written in its weights (ShardedLinear::reduce), so no layer knows of ranks.
+// The layers that families share. Each is a plain function of loaded weights and inputs; how a matrix is
+// split is written in its weights (ShardedLinear::reduce), so no layer knows of ranks.
 #pragma once
 
 #include <mlx/array.h>
@@ -34,7 +34,8 @@ struct ShardedLinear {
 mlx::core::array linear(const mlx::core::array& x, const ShardedLinear& w, const Context& context);
 
 // Rows of an embedding whose vocabulary is split: ids [T] → [T, hidden]. `first_id` is the id of row 0.
-mlx::core::array embed(const mlx::core::array& ids, const ShardedLinear& w, int first_id, const Context& context);
+mlx::core::array embed(const mlx::core::array& ids, const ShardedLinear& w, int first_id,
+                       const Context& context);
 
 // Rotary embedding, ready to apply.
 struct Rope {

@@ -16,7 +16,7 @@ using weights::ShardRule;
 
 struct Row {
   ShardRule rule;
-  bool ModelConfig::* when = nullptr;  // the row is there where this is true; nullptr: always
+  bool ModelConfig::*when = nullptr;  // the row is there where this is true; nullptr: always
 };
 
 const std::vector<Row>& shard_table() {
@@ -104,7 +104,8 @@ mx::array attend(const Llama& model, int layer, const mx::array& x, KvCache& cac
   const int start = held.length();
   q = rotate(q, model.rope, start);
   k = rotate(k, model.rope, start);
-  const mx::array y = attention(q, k, v, model.kv_of_query, model.config.windows[layer], held);  // [T, Hq * D]
+  const mx::array y =
+      attention(q, k, v, model.kv_of_query, model.config.windows[layer], held);  // [T, Hq * D]
   return linear(y, w.attention_output, context);
 }
 
@@ -124,7 +125,8 @@ std::vector<ShardRule> llama_shard_rules(const ModelConfig& config) {
   return rules;
 }
 
-Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, const weights::ShardedWeights& weights) {
+Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
+                 const weights::ShardedWeights& weights) {
   Llama model{
       .config = config,
       .embedding = take_linear(weights, "model.embed_tokens", reduction_of("model.embed_tokens.weight")),

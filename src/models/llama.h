@@ -1,5 +1,5 @@
-// The llama family: llama (DeepSeek-LLM included), mistral, qwen2, qwen3. They differ in biases, norms of queries and
-// keys, windows and tied embeddings alone, which the configuration tells.
+// The llama family: llama (DeepSeek-LLM included), mistral, qwen2, qwen3. They differ in biases, norms of
+// queries and keys, windows and tied embeddings alone, which the configuration tells.
 #pragma once
 
 #include <mlx/array.h>
@@ -36,10 +36,12 @@ struct Llama {
 // The family's shard table, without the rows that `config` does not have.
 std::vector<weights::ShardRule> llama_shard_rules(const ModelConfig& config);
 
-Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, const weights::ShardedWeights& weights);
+Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
+                 const weights::ShardedWeights& weights);
 
 // ids [T] that follow what the cache holds → hidden states [T, hidden], before the final norm.
-mlx::core::array forward(const Llama& model, const mlx::core::array& ids, KvCache& cache, const Context& context);
+mlx::core::array forward(const Llama& model, const mlx::core::array& ids, KvCache& cache,
+                         const Context& context);
 
 // Hidden states [n, hidden] → logits [n, vocabulary].
 mlx::core::array logits(const Llama& model, const mlx::core::array& hidden, const Context& context);

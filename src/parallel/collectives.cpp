@@ -13,7 +13,8 @@ mx::array sum(const mx::array& x, const mx::distributed::Group& group) {
   return group.size() == 1 ? x : mx::distributed::all_sum(x, group);
 }
 
-mx::array gather_columns(const mx::array& x, const std::vector<int>& parts, const mx::distributed::Group& group) {
+mx::array gather_columns(const mx::array& x, const std::vector<int>& parts,
+                         const mx::distributed::Group& group) {
   if (group.size() == 1) return x;
   const int rows = x.shape(0), ranks = group.size();
   const int widest = *std::max_element(parts.begin(), parts.end());

@@ -14,6 +14,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int most_layers = 100'000;
+
 const json& field(const json& object, const char* name, const std::string& where) {
   if (!object.is_object() || !object.contains(name)) {
     throw InputError(fmt::format("plan: {} has no \"{}\"", where, name));
@@ -23,7 +25,8 @@ const json& field(const json& object, const char* name, const std::string& where
 
 void reject_unknown(const json& object, const std::set<std::string>& known, const std::string& where) {
   for (const auto& [name, value] : object.items()) {
-    if (!known.contains(name)) throw InputError(fmt::format("plan: {} has an unknown field \"{}\"", where, name));
+    if (!known.contains(name))
+      throw InputError(fmt::format("plan: {} has an unknown field \"{}\"", where, name));
   }
 }
 
@@ -34,7 +37,8 @@ PlannedRank rank_from_json(const json& object, const std::string& where) {
   if (object.contains("host")) {
     const json& host = object["host"];
     if (!host.is_string() || host.get<std::string>().empty() || host.get<std::string>().front() == '-') {
-      throw InputError(fmt::format("plan: {}: \"host\" is {}; give \"local\" or a name that ssh knows", where, host.dump()));
+      throw InputError(fmt::format("plan: {}: \"host\" is {}; give \"local\" or a name that ssh knows", where,
+                                   host.dump()));
     }
     rank.host = host.get<std::string>();
   }
@@ -52,8 +56,12 @@ Stage stage_from_json(const json& object, const std::string& where) {
   const json& layers = field(object, "layers", where);
   const json& ranks = field(object, "ranks", where);
   reject_unknown(object, {"layers", "ranks"}, where);
-  if (!layers.is_array() || layers.size() != 2 || !layers[0].is_number_unsigned() || !layers[1].is_number_unsigned() ||
-      layers[0].get<std::uint64_t>() >= layers[1].get<std::uint64_t>() || layers[1].get<std::uint64_t>() > 100'000) {
+  const auto is_layer = [](const json& value) {
+    return value.is_number_integer() && value.get<std::int64_t>() >= 0 &&
+           value.get<std::int64_t>() <= most_layers;
+  };
+  if (!layers.is_array() || layers.size() != 2 || !is_layer(layers[0]) || !is_layer(layers[1]) ||
+      layers[0].get<int>() >= layers[1].get<int>()) {
     throw InputError(
         fmt::format("plan: {}: \"layers\" is {}; give [first, end] with first < end", where, layers.dump()));
   }
@@ -80,7 +88,8 @@ int Plan::world_size() const {
 
 bool Plan::all_local() const {
   return std::all_of(stages.begin(), stages.end(), [](const Stage& stage) {
-    return std::all_of(stage.ranks.begin(), stage.ranks.end(), [](const auto& rank) { return rank.host == "local"; });
+    return std::all_of(stage.ranks.begin(), stage.ranks.end(),
+                       [](const auto& rank) { return rank.host == "local"; });
   });
 }
 
@@ -101,7 +110,8 @@ Plan tensor_parallel_plan(const std::vector<std::string>& hosts, int layers) {
 Plan plan_from_json(const json& object) {
   const json& stages = field(object, "stages", "the file");
   reject_unknown(object, {"stages"}, "the file");
-  if (!stages.is_array() || stages.empty()) throw InputError("plan: \"stages\" is not a list of at least one stage");
+  if (!stages.is_array() || stages.empty())
+    throw InputError("plan: \"stages\" is not a list of at least one stage");
   Plan plan;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     plan.stages.push_back(stage_from_json(stages[i], fmt::format("stages[{}]", i)));
@@ -121,7 +131,8 @@ json to_json(const Plan& plan) {
 
 void validate(const Plan& plan, const Divisible& model) {
   if (plan.stages.size() != 1) {
-    throw InputError(fmt::format("plan: {} stages; this version runs tensor parallel plans of one stage", plan.stages.size()));
+    throw InputError(fmt::format("plan: {} stages; this version runs tensor parallel plans of one stage",
+                                 plan.stages.size()));
   }
   if (plan.world_size() > limits::ranks) {
     throw InputError(fmt::format("{} ranks; at most {} are possible", plan.world_size(), limits::ranks));
@@ -133,8 +144,9 @@ void validate(const Plan& plan, const Divisible& model) {
   }
   const int ranks = static_cast<int>(stage.ranks.size());
   if (ranks > model.query_heads) {
-    throw InputError(fmt::format("{} ranks, but the model has {} query heads and each rank needs one: use at most {} ranks",
-                                 ranks, model.query_heads, model.query_heads));
+    throw InputError(fmt::format(
+        "{} ranks, but the model has {} query heads and each rank needs one: use at most {} ranks", ranks,
+        model.query_heads, model.query_heads));
   }
   if (ranks > model.ffn_columns || ranks > model.vocabulary) {
     throw InputError(fmt::format("{} ranks are more than the model's {} ffn columns or {} tokens", ranks,

@@ -1,7 +1,8 @@
-// A plan: which rank computes what. A list of pipeline stages, each with a range of layers and the ranks that share
-// every matrix of these layers (tensor parallel), by unequal shares where the machines are unequal.
+// A plan: which rank computes what. A list of pipeline stages, each with a range of layers and the ranks that
+// share every matrix of these layers (tensor parallel), by unequal shares where the machines are unequal.
 //
-//   {"stages": [{"layers": [0, 32], "ranks": [{"host": "local", "share": 0.5}, {"host": "studio2", "share": 0.5}]}]}
+//   {"stages": [{"layers": [0, 32], "ranks": [{"host": "local", "share": 0.5}, {"host": "studio2", "share":
+//   0.5}]}]}
 //
 // Ranks are numbered in the order they stand.
 #pragma once
@@ -14,7 +15,7 @@ namespace tandem::parallel {
 
 struct PlannedRank {
   std::string host = "local";  // "local": a child process here; else a name that `ssh` knows
-  double share = 1;            // of its stage's heads, ffn columns and vocabulary; a stage's shares add up to 1
+  double share = 1;  // of its stage's heads, ffn columns and vocabulary; a stage's shares add up to 1
 };
 
 struct Stage {

@@ -25,7 +25,8 @@ std::vector<Range> split_by_share(int total, const std::vector<double>& shares) 
     ++counts[most];
     remainders[most] -= 1;
   }
-  for (; given > total; --given) {  // tiny shares were raised to one unit: take it back from the most overfull
+  for (; given > total;
+       --given) {  // tiny shares were raised to one unit: take it back from the most overfull
     int from = -1;
     for (int i = 0; i < parts; ++i) {
       if (counts[i] > 1 && (from < 0 || remainders[i] < remainders[from])) from = i;
@@ -44,24 +45,35 @@ std::vector<Range> split_by_share(int total, const std::vector<double>& shares) 
 
 int Shard::whole(Dim dim) const {
   switch (dim) {
-    case Dim::hidden: return sizes.hidden;
-    case Dim::query: return sizes.query_heads * sizes.head_dim;
-    case Dim::key_value: return sizes.kv_heads * sizes.head_dim;
-    case Dim::head: return sizes.head_dim;
-    case Dim::ffn: return sizes.ffn;
-    case Dim::vocabulary: return sizes.vocabulary;
+    case Dim::hidden:
+      return sizes.hidden;
+    case Dim::query:
+      return sizes.query_heads * sizes.head_dim;
+    case Dim::key_value:
+      return sizes.kv_heads * sizes.head_dim;
+    case Dim::head:
+      return sizes.head_dim;
+    case Dim::ffn:
+      return sizes.ffn;
+    case Dim::vocabulary:
+      return sizes.vocabulary;
   }
   return 0;
 }
 
 Range Shard::part(Dim dim) const {
   switch (dim) {
-    case Dim::query: return {query_heads.begin * sizes.head_dim, query_heads.end * sizes.head_dim};
-    case Dim::key_value: return {kv_heads.begin * sizes.head_dim, kv_heads.end * sizes.head_dim};
-    case Dim::ffn: return ffn;
-    case Dim::vocabulary: return vocabulary;
+    case Dim::query:
+      return {query_heads.begin * sizes.head_dim, query_heads.end * sizes.head_dim};
+    case Dim::key_value:
+      return {kv_heads.begin * sizes.head_dim, kv_heads.end * sizes.head_dim};
+    case Dim::ffn:
+      return ffn;
+    case Dim::vocabulary:
+      return vocabulary;
     case Dim::hidden:
-    case Dim::head: break;
+    case Dim::head:
+      break;
   }
   return {0, whole(dim)};
 }
@@ -80,7 +92,8 @@ Shard shard_of(const ModelSizes& sizes, const std::vector<double>& shares, int r
   shard.sizes = sizes;
   shard.query_heads = split_by_share(sizes.query_heads, shares)[rank];
   const int queries_per_kv = sizes.query_heads / sizes.kv_heads;
-  shard.kv_heads = {shard.query_heads.begin / queries_per_kv, (shard.query_heads.end - 1) / queries_per_kv + 1};
+  shard.kv_heads = {shard.query_heads.begin / queries_per_kv,
+                    (shard.query_heads.end - 1) / queries_per_kv + 1};
   shard.ffn = split_by_share(sizes.ffn, shares)[rank];
   const auto vocabulary = split_by_share(sizes.vocabulary, shares);
   shard.vocabulary = vocabulary[rank];

@@ -1,5 +1,5 @@
-// How a model's matrices are cut for the ranks of one stage (Megatron-LM's column and row split, Shoeybi et al. 2019,
-// arXiv:1909.08053), for any number of ranks and unequal shares.
+// How a model's matrices are cut for the ranks of one stage (Megatron-LM's column and row split, Shoeybi et
+// al. 2019, arXiv:1909.08053), for any number of ranks and unequal shares.
 #pragma once
 
 #include <vector>
@@ -19,8 +19,8 @@ std::vector<Range> split_by_share(int total, const std::vector<double>& shares);
 // The sizes a shard table speaks of.
 enum class Dim { hidden, query, key_value, head, ffn, vocabulary };
 
-// What follows a product with a split matrix: nothing (its outputs stay split), the sum over ranks (its inputs were
-// split), or the concatenation over ranks.
+// What follows a product with a split matrix: nothing (its outputs stay split), the sum over ranks (its
+// inputs were split), or the concatenation over ranks.
 enum class Reduce { none, sum, gather };
 
 struct ModelSizes {
@@ -34,11 +34,11 @@ struct ModelSizes {
 
 // One rank's part of every dimension.
 struct Shard {
-  ModelSizes sizes;       // of the whole model
-  Range query_heads;      // heads this rank computes
-  Range kv_heads;         // the key/value heads these read: replicated where ranks share one
-  Range ffn;              // columns
-  Range vocabulary;       // rows of the embedding and of the output matrix
+  ModelSizes sizes;                   // of the whole model
+  Range query_heads;                  // heads this rank computes
+  Range kv_heads;                     // the key/value heads these read: replicated where ranks share one
+  Range ffn;                          // columns
+  Range vocabulary;                   // rows of the embedding and of the output matrix
   std::vector<int> vocabulary_sizes;  // of every rank of the stage
 
   // Elements of the whole dimension, and the part of it that is this rank's ({0, whole} for hidden and head).

@@ -8,11 +8,13 @@
 
 namespace tandem::server {
 
-std::vector<int> ServedModel::chat_prompt(const nlohmann::json& messages, const nlohmann::json& variables) const {
+std::vector<int> ServedModel::chat_prompt(const nlohmann::json& messages,
+                                          const nlohmann::json& variables) const {
   if (!chat_template) {
-    throw InputError("the model has no chat template (chat_template.jinja or \"chat_template\" in "
-                     "tokenizer_config.json): give a plain prompt (run --raw, /v1/completions)",
-                     "messages");
+    throw InputError(
+        "the model has no chat template (chat_template.jinja or \"chat_template\" in "
+        "tokenizer_config.json): give a plain prompt (run --raw, /v1/completions)",
+        "messages");
   }
   // The template writes the special tokens itself.
   return tokenizer.encode(chat_template->render(messages, /*add_generation_prompt=*/true, variables),
@@ -33,7 +35,8 @@ ServedModel load_served_model(const std::filesystem::path& folder, const std::st
 
 std::uint64_t random_seed() {
   std::random_device device;
-  return (static_cast<std::uint64_t>(device()) << 32 | device()) >> 11;  // exact as a JSON number in any language
+  return (static_cast<std::uint64_t>(device()) << 32 | device()) >>
+         11;  // exact as a JSON number in any language
 }
 
 }  // namespace tandem::server

@@ -20,7 +20,8 @@ struct ServedModel {
   text::Tokenizer tokenizer;
   std::optional<text::ChatTemplate> chat_template;
 
-  // The prompt ids of a conversation. InputError where the model has no chat template, or the template refuses.
+  // The prompt ids of a conversation. InputError where the model has no chat template, or the template
+  // refuses.
   std::vector<int> chat_prompt(const nlohmann::json& messages, const nlohmann::json& variables) const;
   // What the model's makers advise (generation_config.json), `temperature` where they say nothing.
   engine::Sampling default_sampling(float temperature) const;

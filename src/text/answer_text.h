@@ -13,7 +13,8 @@ class AnswerText {
   // `tokenizer` must outlive it. An answer ends before the first of `stops` (none empty) that appears in it.
   AnswerText(const Tokenizer& tokenizer, std::vector<std::string> stops);
 
-  // The text that is certain after this token: whole characters, and nothing that may yet become a stop string.
+  // The text that is certain after this token: whole characters, and nothing that may yet become a stop
+  // string.
   std::string push(int id);
   // What was held back, once no more tokens come; empty after a stop string.
   std::string finish();

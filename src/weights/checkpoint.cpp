@@ -24,7 +24,8 @@ mx::Dtype to_mlx(const std::string& name, const std::string& dtype) {
   if (dtype == "F32") return mx::float32;
   if (dtype == "F16") return mx::float16;
   if (dtype == "BF16") return mx::bfloat16;
-  throw InputError(fmt::format("tensor \"{}\" is {}; this version reads F32, F16 and BF16 weights", name, dtype));
+  throw InputError(
+      fmt::format("tensor \"{}\" is {}; this version reads F32, F16 and BF16 weights", name, dtype));
 }
 
 // Tensor name → file name, from the index.
@@ -36,7 +37,8 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
   std::map<std::string, std::string> map;
   for (const auto& [name, shard] : index["weight_map"].items()) {
     if (!shard.is_string() || shard.get<std::string>().find('/') != std::string::npos) {
-      throw InputError(fmt::format("{}: \"{}\" is in {}, which is no file name", file.string(), name, shard.dump()));
+      throw InputError(
+          fmt::format("{}: \"{}\" is in {}, which is no file name", file.string(), name, shard.dump()));
     }
     map[name] = shard.get<std::string>();
   }
@@ -57,7 +59,8 @@ json read_json_file(const fs::path& file) {
   try {
     object = json::parse(stream);
   } catch (const json::exception& why) {
-    throw InputError(fmt::format("{} is no valid JSON (NaN and Infinity are none): {}", file.string(), why.what()));
+    throw InputError(
+        fmt::format("{} is no valid JSON (NaN and Infinity are none): {}", file.string(), why.what()));
   }
   if (!object.is_object()) throw InputError(fmt::format("{} is no JSON object", file.string()));
   return object;
@@ -82,8 +85,8 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
     const auto& file = open(shard);
     const auto found = file.tensors().find(name);
     if (found == file.tensors().end()) {
-      throw InputError(fmt::format("{} says that \"{}\" is in {}, but it is not there", (folder / index_file).string(),
-                                   name, shard));
+      throw InputError(fmt::format("{} says that \"{}\" is in {}, but it is not there",
+                                   (folder / index_file).string(), name, shard));
     }
     where_[name] = {&file, &found->second};
   }
@@ -92,7 +95,8 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
 const Checkpoint::Place& Checkpoint::place(const std::string& name) const {
   const auto found = where_.find(name);
   if (found == where_.end()) {
-    throw InputError(fmt::format("{} has no tensor \"{}\", which its config.json asks for", folder_.string(), name));
+    throw InputError(
+        fmt::format("{} has no tensor \"{}\", which its config.json asks for", folder_.string(), name));
   }
   return found->second;
 }
@@ -104,12 +108,13 @@ std::uint64_t Checkpoint::slice_bytes(const std::string& name, int axis, paralle
   return all / static_cast<std::uint64_t>(info.shape[axis]) * static_cast<std::uint64_t>(part.size());
 }
 
-mx::array Checkpoint::read(const std::string& name, const std::vector<int>& expected, int axis, parallel::Range part,
-                           const OnBytes& on_bytes) const {
+mx::array Checkpoint::read(const std::string& name, const std::vector<int>& expected, int axis,
+                           parallel::Range part, const OnBytes& on_bytes) const {
   const auto& [file, info] = place(name);
   if (!std::equal(expected.begin(), expected.end(), info->shape.begin(), info->shape.end())) {
-    throw InputError(fmt::format("{}: tensor \"{}\" has shape [{}], but config.json makes it [{}]", file->path().string(),
-                                 name, fmt::join(info->shape, ", "), fmt::join(expected, ", ")));
+    throw InputError(fmt::format("{}: tensor \"{}\" has shape [{}], but config.json makes it [{}]",
+                                 file->path().string(), name, fmt::join(info->shape, ", "),
+                                 fmt::join(expected, ", ")));
   }
   const mx::Dtype dtype = to_mlx(name, info->dtype);
 

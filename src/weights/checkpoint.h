@@ -1,4 +1,5 @@
-// A model folder's weights, read by slice: model.safetensors, or the shards that model.safetensors.index.json names.
+// A model folder's weights, read by slice: model.safetensors, or the shards that model.safetensors.index.json
+// names.
 #pragma once
 
 #include <mlx/array.h>
@@ -16,8 +17,8 @@
 
 namespace tandem::weights {
 
-// The file `name` of a model folder as JSON. InputError names the file where it is missing, no JSON, not an object, or
-// holds a number that is not finite.
+// The file `name` of a model folder as JSON. InputError names the file where it is missing, no JSON, not an
+// object, or holds a number that is not finite.
 nlohmann::json read_json_file(const std::filesystem::path& file);
 
 // Called with the bytes just read.
@@ -30,11 +31,11 @@ class Checkpoint {
 
   bool has(const std::string& name) const { return where_.contains(name); }
 
-  // The slice `part` of `axis` (the whole tensor where axis is -1) as an array in the file's dtype. Reads just these
-  // bytes. InputError where the tensor is missing, its shape is not `expected` (of the whole tensor), or its dtype is
-  // not F32, F16 or BF16.
-  mlx::core::array read(const std::string& name, const std::vector<int>& expected, int axis, parallel::Range part,
-                        const OnBytes& on_bytes) const;
+  // The slice `part` of `axis` (the whole tensor where axis is -1) as an array in the file's dtype. Reads
+  // just these bytes. InputError where the tensor is missing, its shape is not `expected` (of the whole
+  // tensor), or its dtype is not F32, F16 or BF16.
+  mlx::core::array read(const std::string& name, const std::vector<int>& expected, int axis,
+                        parallel::Range part, const OnBytes& on_bytes) const;
 
   // The bytes that such a read takes.
   std::uint64_t slice_bytes(const std::string& name, int axis, parallel::Range part) const;

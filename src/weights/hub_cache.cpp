@@ -25,9 +25,10 @@ fs::path resolve_model(const std::string& model, const fs::path& hub_cache) {
   if (std::ifstream reference(repository / "refs" / revision); reference) std::getline(reference, commit);
   const fs::path snapshot = repository / "snapshots" / commit;
   if (!fs::is_directory(snapshot)) {
-    throw InputError(fmt::format("no folder \"{}\", and the hub cache has no such model: {} is missing; download it "
-                                 "there, or give a folder",
-                                 model, snapshot.string()));
+    throw InputError(
+        fmt::format("no folder \"{}\", and the hub cache has no such model: {} is missing; download it "
+                    "there, or give a folder",
+                    model, snapshot.string()));
   }
   return snapshot;
 }

@@ -7,8 +7,8 @@
 
 namespace tandem::weights {
 
-// The folder of `model`: an existing folder as it is, or a name ORG/NAME[@REVISION] (revision "main" by default)
-// looked up in `hub_cache`. InputError says where it was looked for.
+// The folder of `model`: an existing folder as it is, or a name ORG/NAME[@REVISION] (revision "main" by
+// default) looked up in `hub_cache`. InputError says where it was looked for.
 std::filesystem::path resolve_model(const std::string& model, const std::filesystem::path& hub_cache);
 
 }  // namespace tandem::weights

@@ -1,5 +1,6 @@
-// The safetensors file format (huggingface/safetensors, README "Format"): 8 bytes little-endian header length, the
-// header as JSON {name: {dtype, shape, data_offsets: [begin, end]}}, then the tensors' bytes, little-endian, row-major.
+// The safetensors file format (huggingface/safetensors, README "Format"): 8 bytes little-endian header
+// length, the header as JSON {name: {dtype, shape, data_offsets: [begin, end]}}, then the tensors' bytes,
+// little-endian, row-major.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,11 @@ using TensorTable = std::map<std::string, TensorInfo, std::less<>>;
 // Bytes of one element; nothing for a dtype the format does not have.
 std::optional<int> dtype_bytes(std::string_view dtype);
 
-// Parses the header's JSON, for a file of `file_bytes` in which tensor data starts at `data_begin`. Checks every offset
-// and size against the file and each other. InputError (without the file's name) says what is wrong.
-TensorTable parse_safetensors_header(std::string_view header, std::uint64_t data_begin, std::uint64_t file_bytes);
+// Parses the header's JSON, for a file of `file_bytes` in which tensor data starts at `data_begin`. Checks
+// every offset and size against the file and each other. InputError (without the file's name) says what is
+// wrong.
+TensorTable parse_safetensors_header(std::string_view header, std::uint64_t data_begin,
+                                     std::uint64_t file_bytes);
 
 // An open file. Reads are independent and thread-safe (pread).
 class SafetensorsFile {

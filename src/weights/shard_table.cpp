@@ -4,8 +4,8 @@
 
 namespace tandem::weights {
 
-ShardLoad::ShardLoad(const Checkpoint& checkpoint, const std::vector<ShardRule>& rules, const parallel::Shard& shard,
-                     int first_layer, int end_layer)
+ShardLoad::ShardLoad(const Checkpoint& checkpoint, const std::vector<ShardRule>& rules,
+                     const parallel::Shard& shard, int first_layer, int end_layer)
     : checkpoint_(checkpoint), rules_(rules), shard_(shard) {
   for (const auto& rule : rules_) {
     const auto star = rule.name.find('*');
@@ -14,7 +14,8 @@ ShardLoad::ShardLoad(const Checkpoint& checkpoint, const std::vector<ShardRule>&
       continue;
     }
     for (int layer = first_layer; layer < end_layer; ++layer) {
-      items_.push_back({fmt::format("{}{}{}", rule.name.substr(0, star), layer, rule.name.substr(star + 1)), &rule});
+      items_.push_back(
+          {fmt::format("{}{}{}", rule.name.substr(0, star), layer, rule.name.substr(star + 1)), &rule});
     }
   }
   for (const auto& item : items_) {

@@ -13,7 +13,8 @@
 
 namespace tandem::weights {
 
-// One row: the tensors of this name ('*' stands for a layer's number) have this shape, are cut along `split_axis`
+// One row: the tensors of this name ('*' stands for a layer's number) have this shape, are cut along
+// `split_axis`
 // (-1: every rank holds the whole), and a product with them is followed by `reduce`.
 struct ShardRule {
   std::string name;

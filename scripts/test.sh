@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Everything CI runs: format, folder arrows, unit tests and system tests of the release build, then the same under
+# AddressSanitizer and UndefinedBehaviorSanitizer. Closes with the counts of both.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:$HOME/.cargo/bin"
+venv=build/deps/venv/bin
+export ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0:abort_on_error=0
+export UBSAN_OPTIONS=print_stacktrace=1
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "format"
+git ls-files '*.cpp' '*.h' | xargs "$venv/clang-format" --dry-run --Werror
+"$venv/python" scripts/check_arrows.py
+
+for preset in release asan; do
+  step "$preset: build"
+  CMAKE_FLAGS=-DTANDEM_WERROR=ON make --no-print-directory build PRESET=$preset
+  step "$preset: unit tests"
+  ctest --test-dir build/$preset --output-on-failure
+  step "$preset: system tests"
+  TANDEM_PROGRAM=$PWD/build/$preset/tandem "$venv/python" -m pytest -q tests/system
+done

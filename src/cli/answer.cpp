@@ -1,0 +1,131 @@
+#include "cli/answer.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+
+#include "base/bounded_queue.h"
+#include "base/error.h"
+#include "base/limits.h"
+#include "text/answer_text.h"
+
+namespace tandem::cli {
+namespace {
+
+using std::chrono::milliseconds;
+
+volatile sig_atomic_t interrupts = 0;
+
+// Counts Ctrl-C while it lives, instead of ending the program.
+class InterruptGuard {
+ public:
+  InterruptGuard() {
+    interrupts = 0;
+    struct sigaction action {};
+    action.sa_handler = [](int) { interrupts = interrupts + 1; };
+    ::sigaction(SIGINT, &action, &before_);
+  }
+  ~InterruptGuard() { ::sigaction(SIGINT, &before_, nullptr); }
+
+ private:
+  struct sigaction before_ {};
+};
+
+struct Lost {
+  std::string message;
+};
+
+// A submitted request's events, in order, for the thread that waits.
+class EventStream {
+ public:
+  EventStream(cluster::Conductor& conductor, engine::Request request) : conductor_(conductor) {
+    auto queue = queue_;
+    id_ = conductor.submit(
+        std::move(request), [queue](const engine::Event& event) { push(*queue, event); },
+        [queue](const std::string& message) { push(*queue, Lost{message}); });
+  }
+
+  // The next event. The first Ctrl-C cancels the request; its DoneEvent follows.
+  engine::Event next() {
+    while (true) {
+      if (interrupts > 0 && !cancelled_) {
+        conductor_.cancel(id_);
+        cancelled_ = true;
+      }
+      auto item = queue_->pop(limits::interrupt_poll);
+      if (!item) continue;
+      if (const auto* lost = std::get_if<Lost>(&*item)) throw ClusterError(lost->message);
+      auto event = std::get<engine::Event>(std::move(*item));
+      if (const auto* refused = std::get_if<engine::RefusedEvent>(&event))
+        throw InputError(refused->message, refused->param);
+      return event;
+    }
+  }
+
+ private:
+  using Item = std::variant<engine::Event, Lost>;
+
+  // The reader keeps up with any model; a full queue would lose an event, so that is a bug.
+  static void push(BoundedQueue<Item>& queue, Item item) {
+    if (!queue.try_push(std::move(item))) throw std::logic_error("the queue of events is full");
+  }
+
+  cluster::Conductor& conductor_;
+  std::shared_ptr<BoundedQueue<Item>> queue_ = std::make_shared<BoundedQueue<Item>>(limits::event_queue);
+  std::uint64_t id_ = 0;
+  bool cancelled_ = false;
+};
+
+double rate(int tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0; }
+
+}  // namespace
+
+// The first token comes out of the prefill; the others take decode_s.
+double Answer::decode_tokens_per_s() const { return rate(done.generated_tokens - 1, done.decode_s); }
+double Answer::prefill_tokens_per_s() const { return rate(done.prompt_tokens, done.prefill_s); }
+
+Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
+                engine::GenerateRequest request, const std::function<void(std::string_view)>& on_text) {
+  const InterruptGuard guard;
+  text::AnswerText text(tokenizer, {});
+  Answer answer;
+  const auto give = [&](const std::string& piece) {
+    answer.text += piece;
+    if (!piece.empty()) on_text(piece);
+  };
+  EventStream events(conductor, std::move(request));
+  while (true) {
+    const auto event = events.next();
+    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) {
+      answer.ids.push_back(token->token);
+      give(text.push(token->token));
+    } else if (const auto* done = std::get_if<engine::DoneEvent>(&event)) {
+      give(text.finish());
+      answer.done = *done;
+      return answer;
+    }
+  }
+}
+
+engine::NllEvent score(cluster::Conductor& conductor, engine::ScoreRequest request,
+                       const std::function<void(const engine::LogitsEvent&)>& on_logits) {
+  engine::NllEvent result;
+  EventStream events(conductor, std::move(request));
+  while (true) {
+    const auto event = events.next();
+    if (const auto* logits = std::get_if<engine::LogitsEvent>(&event)) on_logits(*logits);
+    if (const auto* nll = std::get_if<engine::NllEvent>(&event)) result = *nll;
+    if (std::holds_alternative<engine::DoneEvent>(event)) return result;
+  }
+}
+
+std::string describe_speed(const Answer& answer) {
+  const auto& done = answer.done;
+  return fmt::format("{} tokens, {:.1f} tokens/s · prompt {} tokens, {:.0f} tokens/s{}",
+                     done.generated_tokens, answer.decode_tokens_per_s(), done.prompt_tokens,
+                     answer.prefill_tokens_per_s(),
+                     done.reason == engine::FinishReason::length      ? " · stopped at the limit"
+                     : done.reason == engine::FinishReason::cancelled ? " · stopped by Ctrl-C"
+                                                                      : "");
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,36 @@
+// One answer, waited for.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cluster/conductor.h"
+#include "engine/request.h"
+#include "text/tokenizer.h"
+
+namespace tandem::cli {
+
+struct Answer {
+  std::string text;
+  std::vector<int> ids;
+  engine::DoneEvent done;
+
+  double decode_tokens_per_s() const;
+  double prefill_tokens_per_s() const;
+};
+
+// Generates, giving text to `on_text` as it comes. Ctrl-C ends the answer (FinishReason::cancelled), not the
+// program. InputError where the request is refused, ClusterError where the group is lost.
+Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
+                engine::GenerateRequest request, const std::function<void(std::string_view)>& on_text);
+
+// Waits for a score; on_logits is called for each position.
+engine::NllEvent score(cluster::Conductor& conductor, engine::ScoreRequest request,
+                       const std::function<void(const engine::LogitsEvent&)>& on_logits);
+
+// "23 tokens, 41.2 tokens/s · prompt 14 tokens, 310 tokens/s"
+std::string describe_speed(const Answer& answer);
+
+}  // namespace tandem::cli

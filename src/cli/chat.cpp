@@ -1,0 +1,65 @@
+#include "cli/chat.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "base/error.h"
+#include "cli/answer.h"
+#include "cli/line_editor.h"
+#include "cli/terminal.h"
+
+namespace tandem::cli {
+namespace {
+
+constexpr const char* help =
+    "  /clear   forget what was said\n"
+    "  /exit    leave (so does Ctrl-D)\n"
+    "  Ctrl-C   stop an answer\n";
+
+nlohmann::json first_messages(const ChatOptions& options) {
+  auto messages = nlohmann::json::array();
+  if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
+  return messages;
+}
+
+void answer_line(cluster::Conductor& conductor, const server::ServedModel& model, const ChatOptions& options,
+                 nlohmann::json& messages, const std::string& line) {
+  messages.push_back({{"role", "user"}, {"content", line}});
+  try {
+    engine::GenerateRequest request{0, model.chat_prompt(messages, nlohmann::json::object()),
+                                    options.max_tokens, model.config.end_ids, options.sampling};
+    const auto answer = generate(conductor, model.tokenizer, std::move(request), [](std::string_view piece) {
+      fmt::print("{}", piece);
+      std::fflush(stdout);
+    });
+    fmt::print("\n");
+    std::fflush(stdout);
+    fmt::print(stderr, "{}\n", dim(describe_speed(answer)));
+    messages.push_back({{"role", "assistant"}, {"content", answer.text}});
+  } catch (const InputError& error) {
+    messages.erase(messages.size() - 1);
+    fmt::print(stderr, "tandem: {} (/clear forgets what was said)\n", error.what());
+  }
+}
+
+}  // namespace
+
+void chat(cluster::Conductor& conductor, const server::ServedModel& model, const ChatOptions& options) {
+  auto messages = first_messages(options);
+  LineEditor editor;
+  fmt::print(stderr, "{}\n", dim("Type a message; /help tells more."));
+  while (const auto line = editor.read("> ")) {
+    if (line->empty()) continue;
+    if (*line == "/exit" || *line == "/bye") break;
+    if (*line == "/clear") {
+      messages = first_messages(options);
+    } else if (line->front() == '/') {
+      fmt::print(stderr, "{}", help);
+    } else {
+      answer_line(conductor, model, options, messages, *line);
+    }
+  }
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,71 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "cli/answer.h"
+#include "cli/chat.h"
+#include "cli/demo_model.h"
+#include "cli/environment.h"
+#include "cli/serve.h"
+#include "cli/session.h"
+#include "cli/terminal.h"
+#include "cli/verbs.h"
+
+namespace tandem::cli {
+namespace {
+
+struct DemoFlags {
+  bool serve = false;
+  server::ServerOptions server;
+  ClusterFlags cluster{.default_ranks = 2};
+};
+
+constexpr const char* questions[] = {"What is 27 + 15?", "What is the capital of France?",
+                                     "Which day comes after Monday?"};
+
+void ask(cluster::Conductor& conductor, const server::ServedModel& model, const char* question) {
+  const nlohmann::json messages{{{"role", "user"}, {"content", question}}};
+  engine::Sampling sampling;
+  sampling.temperature = 0;
+  engine::GenerateRequest request{0, model.chat_prompt(messages, nlohmann::json::object()), 0,
+                                  model.config.end_ids, sampling};
+  fmt::print("\n{}\n", bold(fmt::format("> {}", question)));
+  const auto answer = generate(conductor, model.tokenizer, std::move(request), [](std::string_view piece) {
+    fmt::print("{}", piece);
+    std::fflush(stdout);
+  });
+  fmt::print("\n");
+  std::fflush(stdout);
+  fmt::print(stderr, "{}\n", dim(describe_speed(answer)));
+}
+
+int run(const DemoFlags& flags) {
+  const auto folder = unpack_demo_model(cache_folder());
+  const auto model = server::load_served_model(folder, "demo-model");
+  const auto plan = make_plan(flags.cluster, model.config);
+  fmt::print(stderr, "{}: {}, {} layers, split over {} ranks\n{}", bold(model.name), model.config.family,
+             model.config.layers, plan.world_size(), describe_plan(plan, model.config));
+  const auto conductor = start(folder, plan, flags.cluster);
+  if (flags.serve) return serve_model(*conductor, model, flags.server);
+  for (const char* question : questions) ask(*conductor, model, question);
+  fmt::print(stderr, "\n{}", describe_ranks(*conductor));
+  if (stdin_is_terminal()) {
+    engine::Sampling sampling;
+    sampling.temperature = 0;
+    chat(*conductor, model, {"", 0, sampling});
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_demo(CLI::App& program, int& exit_code) {
+  auto* verb = program.add_subcommand("demo", "Run the model that the program carries on two local ranks");
+  auto flags = std::make_shared<DemoFlags>();
+  verb->add_flag("--serve", flags->serve, "Serve it over HTTP instead");
+  add_server_flags(*verb, flags->server);
+  add_cluster_flags(*verb, flags->cluster);
+  verb->callback([flags, &exit_code] { exit_code = run(*flags); });
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,58 @@
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <clocale>
+#include <string_view>
+
+#include "base/error.h"
+#include "cli/verbs.h"
+#include "cluster/worker.h"
+
+namespace {
+
+constexpr int exit_lost = 1;   // a worker, a link, or a bug of ours
+constexpr int exit_input = 2;  // the user can mend it
+
+int run_program(int argc, char** argv) {
+  CLI::App program("One workstation out of several machines: runs language models split over them.",
+                   "tandem");
+  program.set_version_flag("--version", std::string("tandem ") + TANDEM_VERSION);
+  program.require_subcommand(1);
+  int exit_code = 0;
+  tandem::cli::add_demo(program, exit_code);
+  tandem::cli::add_run(program, exit_code);
+  tandem::cli::add_serve(program, exit_code);
+  tandem::cli::add_logits(program);
+  tandem::cli::add_perplexity(program);
+  program.footer(
+      "`tandem VERB --help` tells a verb's options. Results go to stdout, all else to stderr.\n"
+      "Exit codes: 0 done, 1 a worker or link was lost, 2 wrong input, 130 stopped by Ctrl-C.");
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return program.exit(error) == 0 ? 0 : exit_input;
+  }
+  return exit_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // The conductor's side of `ssh host tandem worker`; not a verb for users.
+  if (argc == 2 && std::string_view(argv[1]) == "worker") return tandem::cluster::worker_main();
+  ::signal(SIGPIPE, SIG_IGN);
+  std::setlocale(LC_CTYPE, "");
+  try {
+    return run_program(argc, argv);
+  } catch (const tandem::InputError& error) {
+    fmt::print(stderr, "tandem: {}\n", error.what());
+    return exit_input;
+  } catch (const tandem::ClusterError& error) {
+    fmt::print(stderr, "tandem: {}\n", error.what());
+    return exit_lost;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "tandem: unexpected: {}\n", error.what());
+    return exit_lost;
+  }
+}

@@ -1,0 +1,149 @@
+#include "cli/session.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "cli/environment.h"
+#include "cli/terminal.h"
+#include "parallel/shard.h"
+#include "weights/checkpoint.h"
+#include "weights/hub_cache.h"
+
+#if defined(__APPLE__)
+#include <mach-o/dyld.h>
+#endif
+
+namespace tandem::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+// This program's own file, for the local workers.
+fs::path own_program() {
+#if defined(__APPLE__)
+  std::string path(4096, '\0');
+  auto size = static_cast<std::uint32_t>(path.size());
+  if (_NSGetExecutablePath(path.data(), &size) != 0) throw ClusterError("cannot find the program's own path");
+  return fs::canonical(path.c_str());
+#else
+  return fs::read_symlink("/proc/self/exe");
+#endif
+}
+
+std::string range(parallel::Range part) { return fmt::format("{}-{}", part.begin, part.end - 1); }
+
+}  // namespace
+
+void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
+  verb.add_option(
+          "--ranks", flags.ranks,
+          fmt::format("Workers on this machine, each with its share of the model [{}]", flags.default_ranks))
+      ->check(CLI::Range(1, limits::ranks));
+  verb.add_option("--hosts", flags.hosts,
+                  "One worker on each: local, or a name that ssh knows (local,studio2)")
+      ->delimiter(',');
+  verb.add_option("--plan", flags.plan, "A plan file (JSON) in place of --ranks or --hosts");
+  verb.add_option("--device", flags.device, "Where each worker computes")
+      ->check(CLI::IsMember({"auto", "cpu", "gpu"}))
+      ->capture_default_str();
+  verb.add_option("--remote-program", flags.remote_program, "tandem on the other machines")
+      ->capture_default_str();
+  verb.add_flag("-v,--verbose", flags.verbose, "Log more to stderr");
+}
+
+fs::path find_model(const std::string& model) { return weights::resolve_model(model, hub_cache()); }
+
+std::string short_name(const std::string& model) {
+  if (!fs::is_directory(model)) return model;
+  const fs::path path = fs::canonical(model);
+  return path.filename().string();
+}
+
+parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config) {
+  if (!flags.plan.empty() && (!flags.hosts.empty() || flags.ranks)) {
+    throw InputError("--plan names the ranks itself: give it without --ranks and --hosts");
+  }
+  if (!flags.hosts.empty() && flags.ranks && *flags.ranks != static_cast<int>(flags.hosts.size())) {
+    throw InputError(fmt::format("--ranks {} does not fit the {} hosts of --hosts: give one of the two",
+                                 *flags.ranks, flags.hosts.size()));
+  }
+  parallel::Plan plan;
+  if (!flags.plan.empty()) {
+    plan = parallel::plan_from_json(weights::read_json_file(flags.plan));
+  } else {
+    auto hosts = flags.hosts.empty()
+                     ? std::vector<std::string>(flags.ranks.value_or(flags.default_ranks), "local")
+                     : flags.hosts;
+    plan = parallel::tensor_parallel_plan(hosts, config.layers);
+    plan = parallel::plan_from_json(to_json(plan));  // the same checks as a file's
+  }
+  parallel::validate(plan, config.divisible());
+  return plan;
+}
+
+std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config) {
+  std::vector<std::vector<std::string>> rows{
+      {"rank", "host", "layers", "share", "query heads", "kv heads", "ffn columns", "vocabulary"}};
+  int number = 0;
+  for (const auto& stage : plan.stages) {
+    std::vector<double> shares;
+    for (const auto& rank : stage.ranks) shares.push_back(rank.share);
+    for (std::size_t i = 0; i < stage.ranks.size(); ++i) {
+      const auto shard = parallel::shard_of(config.sizes, shares, static_cast<int>(i));
+      rows.push_back({std::to_string(number++), stage.ranks[i].host,
+                      range({stage.first_layer, stage.end_layer}), fmt::format("{:.0f} %", 100 * shares[i]),
+                      range(shard.query_heads), range(shard.kv_heads), range(shard.ffn),
+                      range(shard.vocabulary)});
+    }
+  }
+  return format_table(rows);
+}
+
+std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel::Plan& plan,
+                                          const ClusterFlags& flags) {
+  if (flags.verbose) log::configure(log::Level::info);
+  cluster::ConductorOptions options{
+      folder.string(), plan, flags.device, own_program(), flags.remote_program, flags.verbose ? 1 : 0};
+  LoadingBar bar;
+  try {
+    auto conductor =
+        std::make_unique<cluster::Conductor>(std::move(options), [&](const auto& ranks) { bar.show(ranks); });
+    bar.clear();
+    return conductor;
+  } catch (...) {
+    bar.clear();
+    throw;
+  }
+}
+
+nlohmann::json ranks_json(const cluster::Conductor& conductor) {
+  auto list = nlohmann::json::array();
+  int number = 0;
+  for (const auto& rank : conductor.ranks()) {
+    list.push_back({{"rank", number++},
+                    {"host", rank.host},
+                    {"pid", rank.listening->pid},
+                    {"device", rank.ready->device},
+                    {"weight_bytes", rank.ready->weight_bytes},
+                    {"replicated_bytes", rank.ready->replicated_bytes},
+                    {"cache_bytes", rank.status.cache_bytes},
+                    {"resident_bytes", rank.status.resident_bytes},
+                    {"peak_bytes", rank.status.peak_bytes}});
+  }
+  return list;
+}
+
+std::string describe_ranks(const cluster::Conductor& conductor) {
+  std::vector<std::vector<std::string>> rows{{"rank", "host", "device", "weights", "memory", "peak"}};
+  int number = 0;
+  for (const auto& rank : conductor.ranks()) {
+    rows.push_back({std::to_string(number++), rank.host, rank.ready->device,
+                    format_bytes(rank.ready->weight_bytes), format_bytes(rank.status.resident_bytes),
+                    format_bytes(rank.status.peak_bytes)});
+  }
+  return format_table(rows);
+}
+
+}  // namespace tandem::cli

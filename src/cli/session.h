@@ -1,0 +1,49 @@
+// What every verb that runs a model does first: find it, plan, start the workers.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cluster/conductor.h"
+#include "models/config.h"
+#include "parallel/plan.h"
+
+namespace tandem::cli {
+
+struct ClusterFlags {
+  int default_ranks = 1;
+  std::optional<int> ranks;
+  std::vector<std::string> hosts;
+  std::string device = "auto";
+  std::string plan;
+  std::string remote_program = "tandem";
+  bool verbose = false;
+};
+
+void add_cluster_flags(CLI::App& verb, ClusterFlags& flags);
+
+// The folder of MODEL: a folder, or a name in the local Hugging Face cache. InputError where it is neither.
+std::filesystem::path find_model(const std::string& model);
+
+// A model's name without its path.
+std::string short_name(const std::string& model);
+
+// The plan that the flags ask for, validated. InputError names the flag or the field of the file.
+parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config);
+
+// The plan as a table: which rank holds what.
+std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config);
+
+// Starts the workers and loads the model, with a progress bar.
+std::unique_ptr<cluster::Conductor> start(const std::filesystem::path& folder, const parallel::Plan& plan,
+                                          const ClusterFlags& flags);
+
+// Each rank's host, weights and memory now, as JSON and as a table.
+nlohmann::json ranks_json(const cluster::Conductor& conductor);
+std::string describe_ranks(const cluster::Conductor& conductor);
+
+}  // namespace tandem::cli

@@ -1,0 +1,86 @@
+#include "cli/terminal.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+#include "cli/environment.h"
+
+namespace tandem::cli {
+namespace {
+
+std::string styled(const char* code, const std::string& text) {
+  return stderr_is_terminal() && colour_wanted() ? fmt::format("\033[{}m{}\033[0m", code, text) : text;
+}
+
+// Characters of UTF-8 text.
+std::size_t width(const std::string& text) {
+  return static_cast<std::size_t>(std::count_if(
+      text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
+}
+
+}  // namespace
+
+bool stdin_is_terminal() { return ::isatty(STDIN_FILENO) != 0; }
+bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+std::string format_bytes(std::uint64_t bytes) {
+  static constexpr std::array<const char*, 5> units{"B", "kB", "MB", "GB", "TB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1000 && unit + 1 < units.size(); ++unit) value /= 1000;
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
+}
+
+std::string dim(const std::string& text) { return styled("2", text); }
+std::string bold(const std::string& text) { return styled("1", text); }
+
+std::string format_table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], width(row[i]));
+  }
+  std::string table;
+  for (const auto& row : rows) {
+    std::string line = " ";
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      line += " " + row[i] + std::string(widths[i] - width(row[i]) + 1, ' ');
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    table += line + '\n';
+  }
+  return table;
+}
+
+void LoadingBar::show(const std::vector<cluster::Progress>& ranks) {
+  if (!stderr_is_terminal()) return;
+  std::uint64_t read = 0, total = 0;
+  for (const auto& rank : ranks) {
+    read += rank.read_bytes;
+    total += rank.total_bytes;
+  }
+  if (total == 0) return;
+  constexpr std::size_t cells = 30;
+  const auto filled =
+      static_cast<std::size_t>(static_cast<double>(read) / static_cast<double>(total) * cells);
+  std::string bar;
+  for (std::size_t i = 0; i < cells; ++i) bar += i < filled ? "█" : "░";
+  fmt::print(stderr, "\r\033[Kloading {} {:3.0f} %  {} of {} on {} rank{}", bar,
+             100.0 * static_cast<double>(read) / static_cast<double>(total), format_bytes(read),
+             format_bytes(total), ranks.size(), ranks.size() == 1 ? "" : "s");
+  std::fflush(stderr);
+  shown_ = true;
+}
+
+void LoadingBar::clear() {
+  if (!shown_) return;
+  fmt::print(stderr, "\r\033[K");
+  std::fflush(stderr);
+  shown_ = false;
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,34 @@
+// What the user sees: units, tables, a progress bar. Results go to stdout, all else to stderr.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cluster/protocol.h"
+
+namespace tandem::cli {
+
+bool stdin_is_terminal();
+bool stderr_is_terminal();
+
+// "9.9 MB", decimal units.
+std::string format_bytes(std::uint64_t bytes);
+// Dimmed on a terminal that wants colour (NO_COLOR unset), as it is elsewhere.
+std::string dim(const std::string& text);
+std::string bold(const std::string& text);
+
+// Rows of cells as aligned columns; the first row is the head.
+std::string format_table(const std::vector<std::vector<std::string>>& rows);
+
+// One line on stderr while weights load; nothing where stderr is no terminal.
+class LoadingBar {
+ public:
+  void show(const std::vector<cluster::Progress>& ranks);
+  void clear();
+
+ private:
+  bool shown_ = false;
+};
+
+}  // namespace tandem::cli

@@ -1,0 +1,16 @@
+// One function a verb: adds it to the program, with its options and what it does. Each is in the file of its
+// name.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace tandem::cli {
+
+// A verb that ends with an exit code of its own (serve) sets `exit_code`.
+void add_demo(CLI::App& program, int& exit_code);
+void add_run(CLI::App& program, int& exit_code);
+void add_serve(CLI::App& program, int& exit_code);
+void add_logits(CLI::App& program);
+void add_perplexity(CLI::App& program);
+
+}  // namespace tandem::cli

@@ -1,0 +1,90 @@
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "parallel/tcp_group.h"
+
+namespace tandem::parallel {
+namespace {
+
+// Addresses of the interfaces that are up, loopback last. Link-local IPv6 is left out: it means nothing
+// without the peer's name of the interface.
+std::vector<std::string> own_addresses() {
+  std::vector<std::string> outer, loopback;
+  ifaddrs* list = nullptr;
+  if (::getifaddrs(&list) != 0) return {"127.0.0.1"};
+  for (const ifaddrs* entry = list; entry; entry = entry->ifa_next) {
+    if (!entry->ifa_addr || !(entry->ifa_flags & IFF_UP)) continue;
+    char text[INET6_ADDRSTRLEN] = {};
+    if (entry->ifa_addr->sa_family == AF_INET) {
+      ::inet_ntop(AF_INET, &reinterpret_cast<sockaddr_in*>(entry->ifa_addr)->sin_addr, text, sizeof(text));
+    } else if (entry->ifa_addr->sa_family == AF_INET6) {
+      const auto& address = reinterpret_cast<sockaddr_in6*>(entry->ifa_addr)->sin6_addr;
+      if (IN6_IS_ADDR_LINKLOCAL(&address)) continue;
+      ::inet_ntop(AF_INET6, &address, text, sizeof(text));
+    } else {
+      continue;
+    }
+    (entry->ifa_flags & IFF_LOOPBACK ? loopback : outer).push_back(text);
+  }
+  ::freeifaddrs(list);
+  outer.insert(outer.end(), loopback.begin(), loopback.end());
+  return outer;
+}
+
+// Bound and listening on a free port; -1 where the system has no such family.
+int listen_on(int family, bool loopback_only, std::uint16_t& port) {
+  const int descriptor = ::socket(family, SOCK_STREAM, 0);
+  if (descriptor < 0) return -1;
+  ::fcntl(descriptor, F_SETFD, FD_CLOEXEC);
+  sockaddr_storage address{};
+  socklen_t size = 0;
+  const int off = 0;
+  if (family == AF_INET6) {
+    ::setsockopt(descriptor, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));  // IPv4 comes in there too
+    auto& v6 = reinterpret_cast<sockaddr_in6&>(address);
+    v6.sin6_family = AF_INET6;
+    v6.sin6_addr = in6addr_any;
+    size = sizeof(v6);
+  } else {
+    auto& v4 = reinterpret_cast<sockaddr_in&>(address);
+    v4.sin_family = AF_INET;
+    v4.sin_addr.s_addr = htonl(loopback_only ? INADDR_LOOPBACK : INADDR_ANY);
+    size = sizeof(v4);
+  }
+  if (::bind(descriptor, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      ::listen(descriptor, limits::pending_connections) != 0 ||
+      ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    ::close(descriptor);
+    return -1;
+  }
+  port = ntohs(family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port
+                                  : reinterpret_cast<sockaddr_in&>(address).sin_port);
+  return descriptor;
+}
+
+}  // namespace
+
+TcpListener::TcpListener(bool loopback_only) {
+  if (!loopback_only) descriptor_ = listen_on(AF_INET6, false, endpoint_.port);
+  if (descriptor_ < 0) descriptor_ = listen_on(AF_INET, loopback_only, endpoint_.port);
+  if (descriptor_ < 0)
+    throw ClusterError(fmt::format("cannot listen on a TCP port: {}", std::strerror(errno)));
+  ::fcntl(descriptor_, F_SETFL, O_NONBLOCK);
+  endpoint_.addresses = loopback_only ? std::vector<std::string>{"127.0.0.1"} : own_addresses();
+}
+
+TcpListener::~TcpListener() { ::close(descriptor_); }
+
+}  // namespace tandem::parallel

@@ -1,0 +1,109 @@
+// Every golden model of tests/golden on real worker processes, for each split, against what transformers
+// computed.
+#include <cmath>
+#include <cstdio>
+
+#include "cluster/group_client.h"
+
+namespace tandem::cluster {
+namespace {
+
+using nlohmann::json;
+
+// Both sides compute in float32 from the same rounded weights and differ in the order of sums alone. One
+// product of length n errs by at most n·2⁻²⁴·Σ|x·w| and typically by √n·2⁻²⁴ of the result; through L layers
+// of 7 products and residual sums that adds up to some 7·L·√n·2⁻²⁴ of the largest logit: 6 layers, n = 704,
+// |logit| ≤ 30 give 2e-3.
+constexpr double logit_tolerance = 2e-3;
+constexpr double nll_tolerance = 1e-4;
+
+struct Split {
+  const char* name;
+  std::vector<double> shares;
+};
+
+const std::vector<Split>& splits() {
+  static const std::vector<Split> table{{"1 rank", {1}},           {"2 ranks", {1, 1}},
+                                        {"3 ranks", {1, 1, 1}},    {"4 ranks", {1, 1, 1, 1}},
+                                        {"2 unequal", {0.7, 0.3}}, {"3 unequal", {1, 5, 2}}};
+  return table;
+}
+
+struct Golden {
+  std::string name;
+  std::filesystem::path model;
+  std::filesystem::path file;
+};
+
+std::vector<Golden> golden_models() {
+  std::vector<Golden> found;
+  for (const auto& entry : std::filesystem::directory_iterator(source_folder() / "tests/golden")) {
+    const auto file = entry.path() / "golden.json";
+    if (!std::filesystem::exists(file)) continue;
+    const std::string name = entry.path().filename().string();
+    const bool here = std::filesystem::exists(entry.path() / "config.json");
+    found.push_back({name, here ? entry.path() : source_folder() / "assets/demo-model", file});
+  }
+  std::sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.name < b.name; });
+  return found;
+}
+
+double largest_difference(const std::vector<float>& a, const json& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double most = 0;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    most = std::max(most, std::abs(a[i] - b[i].get<double>()));
+  }
+  return most;
+}
+
+class GoldenTest : public testing::TestWithParam<Golden> {};
+
+// Greedy ids, last logits and likelihoods of one model on one split.
+void check_split(const Golden& golden, const Split& split, const json& expected) {
+  SCOPED_TRACE(golden.name + " on " + split.name);
+  const auto config = models::load_config(golden.model);
+  if (static_cast<int>(split.shares.size()) > config.sizes.query_heads) return;
+  const auto conductor = start_local(golden.model, split.shares);
+  double most = 0;
+  for (const auto& sample : expected["cases"]) {
+    const auto prompt = sample["prompt_ids"].get<std::vector<int>>();
+    const auto wanted = sample["greedy_ids"].get<std::vector<int>>();
+    const int last = static_cast<int>(prompt.size()) - 1;
+    const auto scored = ask(*conductor, engine::ScoreRequest{.ids = prompt, .positions = {last}});
+    most = std::max(most, largest_difference(scored.logits[last], sample["last_logits"]));
+    // Without end ids, so that the end id itself is among them.
+    EXPECT_EQ(ask(*conductor, greedy(prompt, static_cast<int>(wanted.size()))).tokens, wanted);
+  }
+  EXPECT_LE(most, logit_tolerance);
+
+  const json& perplexity = expected["perplexity"];
+  auto ids = perplexity["ids"].get<std::vector<int>>();
+  const auto mean = [&] {
+    const auto nll = ask(*conductor, engine::ScoreRequest{.ids = ids, .nll = true}).nll;
+    EXPECT_EQ(nll.tokens, static_cast<int>(ids.size()) - 1);
+    return nll.sum_nll / nll.tokens;
+  };
+  EXPECT_NEAR(mean(), perplexity["mean_nll"].get<double>(), nll_tolerance);
+  if (perplexity.contains("first_192_mean_nll")) {
+    ids.resize(192);
+    EXPECT_NEAR(mean(), perplexity["first_192_mean_nll"].get<double>(), nll_tolerance);
+  }
+  std::printf("%s, %s: largest difference of a logit %.1e\n", golden.name.c_str(), split.name, most);
+}
+
+TEST_P(GoldenTest, EverySplitGivesWhatTransformersGives) {
+  const json expected = read_golden(GetParam().file);
+  ASSERT_FALSE(expected["cases"].empty());
+  for (const auto& split : splits()) check_split(GetParam(), split, expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenTest, testing::ValuesIn(golden_models()), [](const auto& info) {
+  std::string name = info.param.name;
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace tandem::cluster

@@ -1,0 +1,97 @@
+"""Runs the built program as a user would. TANDEM_PROGRAM names it (default: build/release/tandem)."""
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = os.environ.get("TANDEM_PROGRAM", str(ROOT / "build/release/tandem"))
+DEMO_MODEL = ROOT / "assets/demo-model"
+GOLDEN = json.loads((ROOT / "tests/golden/tiny-llama/golden.json").read_text())
+TIMEOUT_S = 120
+
+
+def run_tandem(*args, **kwargs):
+    """One run to its end; stdin is empty unless `input` is given."""
+    if "input" not in kwargs:
+        kwargs["stdin"] = subprocess.DEVNULL
+    return subprocess.run([PROGRAM, *map(str, args)], capture_output=True, timeout=TIMEOUT_S, **kwargs)
+
+
+class Server:
+    """`tandem serve …` (or any verb that prints "listening on URL")."""
+
+    def __init__(self, *args, env=None):
+        self.process = subprocess.Popen([PROGRAM, *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, env=env)
+        self.log = []
+        self.url = None
+        listening = threading.Event()
+
+        def read():
+            for line in self.process.stderr:
+                self.log.append(line)
+                if found := re.search(r"listening on (http://\S+)", line):
+                    self.url = found[1]
+                    listening.set()
+            listening.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        listening.wait(TIMEOUT_S)
+        if not self.url:
+            self.process.kill()
+            raise RuntimeError("the server did not start: " + "".join(self.log))
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(20)
+
+
+@pytest.fixture
+def start_server():
+    """start_server(MODEL, *options): a server with .url and .process."""
+    servers = []
+
+    def start(model=DEMO_MODEL, *options, env=None):
+        servers.append(Server("serve", model, "--port", 0, *options, env=env))
+        return servers[-1]
+
+    yield start
+    for one in servers:
+        one.stop()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The base URL of the demo model on two ranks."""
+    one = Server("serve", DEMO_MODEL, "--port", 0, "--ranks", 2)
+    yield one.url
+    one.stop()
+
+
+def children(pid):
+    """Process ids of the children of `pid`."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in found.split()]
+
+
+def wait_until(holds, seconds=10):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def is_alive(pid):
+    """Running, not a zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")

@@ -1,0 +1,136 @@
+"""`tandem run`, `demo`, `logits`, `perplexity` as a user types them."""
+import json
+import math
+
+import pytest
+from conftest import DEMO_MODEL, GOLDEN, ROOT, run_tandem
+
+CASES = GOLDEN["cases"]
+
+
+def run_json(*args):
+    done = run_tandem("run", *args, "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("case", [CASES[2], CASES[4], CASES[8]], ids=lambda case: case["question"])
+def test_answers_the_golden_question(case, ranks):
+    answer = run_json(DEMO_MODEL, case["question"], "--ranks", ranks)
+    assert answer["text"] == case["greedy_text"]
+    assert answer["ids"] == case["greedy_ids"][:-1]  # without the end id
+    assert answer["finish_reason"] == "end"
+    assert len(answer["ranks"]) == ranks
+
+
+def test_prints_the_answer_alone_on_stdout():
+    done = run_tandem("run", DEMO_MODEL, "What is 29 + 31?")
+    assert done.stdout == b"29 + 31 = 60.\n"
+    assert b"tokens/s" in done.stderr and b"\033" not in done.stderr
+
+
+def test_prompt_from_stdin_and_raw():
+    done = run_tandem("run", DEMO_MODEL, "--raw", "--max-tokens", 8, input="<|User|>What is 29 + 31?<|Assistant|>".encode())
+    assert done.stdout.decode().startswith("29 + 31")
+
+
+def test_ranks_hold_the_model_once_and_norms_each():
+    alone = run_json(DEMO_MODEL, "Hi")["ranks"][0]
+    for ranks in (2, 3, 4):
+        parts = run_json(DEMO_MODEL, "Hi", "--ranks", ranks)["ranks"]
+        whole = sum(part["weight_bytes"] for part in parts)
+        extra = (ranks - 1) * alone["replicated_bytes"]
+        # Three ranks share 4 key/value heads raggedly: one head more is held than there is.
+        config = json.loads((DEMO_MODEL / "config.json").read_text())
+        head_bytes = 2 * 2 * config["head_dim"] * config["hidden_size"] * config["num_hidden_layers"]
+        shared_heads = {2: 0, 3: 1, 4: 0}[ranks]
+        assert whole == alone["weight_bytes"] + extra + shared_heads * head_bytes
+        assert max(part["weight_bytes"] for part in parts) < alone["weight_bytes"] * 1.2 / ranks + alone["replicated_bytes"]
+
+
+def test_seed_decides_sampling():
+    ask = lambda seed, ranks: run_json(DEMO_MODEL, "Tell me a story about Tom and a shell.", "--temperature", 1.5,
+                                       "--max-tokens", 40, "--seed", seed, "--ranks", ranks)["ids"]
+    assert ask(1, 1) == ask(1, 1) == ask(1, 2)
+    assert ask(1, 1) != ask(2, 1)
+
+
+def test_demo_prints_plan_questions_speed_and_memory():
+    done = run_tandem("demo")
+    assert done.returncode == 0
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert "27 + 15 = 42." in out and "Paris" in out and "Tuesday" in out
+    assert "split over 2 ranks" in err and "query heads" in err and "tokens/s" in err and "weights" in err
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_logits_and_perplexity_match_transformers(ranks, tmp_path):
+    case = CASES[0]
+    ids = ",".join(map(str, case["prompt_ids"]))
+    last = len(case["prompt_ids"]) - 1
+    done = run_tandem("logits", DEMO_MODEL, "--ids", ids, "--positions", f"0,{last}", "--ranks", ranks)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["position"] for line in lines] == [0, last]
+    assert max(abs(a - b) for a, b in zip(lines[1]["logits"], case["last_logits"], strict=True)) < 2e-3
+
+    ids_file = tmp_path / "ids"
+    for count, name in ((1000, "mean_nll"), (192, "first_192_mean_nll")):
+        ids_file.write_text("\n".join(map(str, GOLDEN["perplexity"]["ids"][:count])))
+        done = run_tandem("perplexity", DEMO_MODEL, "--ids-file", ids_file, "--ranks", ranks)
+        result = json.loads(done.stdout)
+        assert result["tokens"] == count - 1
+        assert math.isclose(result["mean_nll"], GOLDEN["perplexity"][name], abs_tol=1e-4)
+
+
+def test_logits_of_a_folder_without_tokenizer():
+    done = run_tandem("logits", ROOT / "tests/golden/qwen3", "--ids", "5,6,7")
+    assert [json.loads(line)["position"] for line in done.stdout.splitlines()] == [0, 1, 2]
+
+
+def test_perplexity_of_a_text(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("<|User|>What is 29 + 31?<|Assistant|>29 + 31 = 60." * 3)
+    result = json.loads(run_tandem("perplexity", DEMO_MODEL, "--text-file", text, "--window", 40).stdout)
+    assert 0 < result["mean_nll"] < 10 and math.isclose(result["perplexity"], math.exp(result["mean_nll"]))
+
+
+def test_model_by_its_hub_name(tmp_path):
+    repository = tmp_path / "hub/models--us--demo"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc123")
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots/abc123").symlink_to(DEMO_MODEL)
+    import os
+    for variables in ({"HF_HOME": str(tmp_path)}, {"HF_HUB_CACHE": str(tmp_path / "hub")}):
+        done = run_tandem("run", "us/demo", "What is 29 + 31?", env=os.environ | variables)
+        assert done.stdout == b"29 + 31 = 60.\n", done.stderr
+
+
+def test_hundred_additions():
+    """Two ranks, one server: every one of the 100 additions that transformers gets right is right here too."""
+    from openai import OpenAI
+
+    from conftest import Server
+    server = Server("serve", DEMO_MODEL, "--port", 0, "--ranks", 2)
+    try:
+        client = OpenAI(base_url=server.url + "/v1", api_key="none")
+        right = 0
+        for i in range(100):
+            a, b = (i * 37 + 11) % 90 + 5, (i * 53 + 7) % 90 + 5
+            answer = client.chat.completions.create(
+                model="demo", temperature=0, messages=[{"role": "user", "content": f"What is {a} + {b}?"}])
+            right += answer.choices[0].message.content == f"{a} + {b} = {a + b}."
+        assert right == GOLDEN["additions_right"] == 100
+    finally:
+        server.stop()
+
+
+def test_help_of_every_verb():
+    verbs = ["demo", "run", "serve", "logits", "perplexity"]
+    overview = run_tandem("--help").stdout.decode()
+    for verb in verbs:
+        assert verb in overview
+        text = run_tandem(verb, "--help").stdout.decode()
+        for option in ("--ranks", "--device", "--plan", "--hosts"):
+            assert option in text
