@@ -51,6 +51,10 @@ inline constexpr std::size_t stop_string_bytes = 1024;
 inline constexpr std::size_t http_header_bytes = 64u << 10;
 inline constexpr std::size_t http_body_bytes = 16u << 20;
 inline constexpr std::size_t http_connections = 1024;
+inline constexpr int json_depth = 100;
+inline constexpr milliseconds http_client_check{500};  // how soon a client that went is noticed
+inline constexpr milliseconds http_farewell{500};      // for answers under way when the group is lost
+inline constexpr milliseconds http_accept_pause{100};
 inline constexpr seconds http_idle{75};
 inline constexpr seconds http_read{30};
 inline constexpr seconds http_write{30};

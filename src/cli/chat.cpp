@@ -17,18 +17,18 @@ constexpr const char* help =
     "  /exit    leave (so does Ctrl-D)\n"
     "  Ctrl-C   stop an answer\n";
 
-nlohmann::json first_messages(const ChatOptions& options) {
-  auto messages = nlohmann::json::array();
+nlohmann::ordered_json first_messages(const ChatOptions& options) {
+  auto messages = nlohmann::ordered_json::array();
   if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
   return messages;
 }
 
 void answer_line(cluster::Conductor& conductor, const server::ServedModel& model, const ChatOptions& options,
-                 nlohmann::json& messages, const std::string& line) {
+                 nlohmann::ordered_json& messages, const std::string& line) {
   messages.push_back({{"role", "user"}, {"content", line}});
   try {
-    engine::GenerateRequest request{0, model.chat_prompt(messages, nlohmann::json::object()),
-                                    options.max_tokens, model.config.end_ids, options.sampling};
+    engine::GenerateRequest request{0, model.chat_prompt(messages), options.max_tokens, model.config.end_ids,
+                                    options.sampling};
     const auto answer = generate(conductor, model.tokenizer, std::move(request), [](std::string_view piece) {
       fmt::print("{}", piece);
       std::fflush(stdout);

@@ -24,11 +24,10 @@ constexpr const char* questions[] = {"What is 27 + 15?", "What is the capital of
                                      "Which day comes after Monday?"};
 
 void ask(cluster::Conductor& conductor, const server::ServedModel& model, const char* question) {
-  const nlohmann::json messages{{{"role", "user"}, {"content", question}}};
+  const nlohmann::ordered_json messages{{{"role", "user"}, {"content", question}}};
   engine::Sampling sampling;
   sampling.temperature = 0;
-  engine::GenerateRequest request{0, model.chat_prompt(messages, nlohmann::json::object()), 0,
-                                  model.config.end_ids, sampling};
+  engine::GenerateRequest request{0, model.chat_prompt(messages), 0, model.config.end_ids, sampling};
   fmt::print("\n{}\n", bold(fmt::format("> {}", question)));
   const auto answer = generate(conductor, model.tokenizer, std::move(request), [](std::string_view piece) {
     fmt::print("{}", piece);

@@ -1,8 +1,6 @@
 #include "cli/line_editor.h"
 
-#include <fmt/format.h>
 #include <histedit.h>
-#include <signal.h>
 
 #include <clocale>
 #include <cstdio>
@@ -17,8 +15,6 @@ namespace tandem::cli {
 namespace {
 
 constexpr int history_lines = 1000;
-
-volatile sig_atomic_t interrupted = 0;
 
 std::string without_newline(std::string line) {
   while (!line.empty() && (line.back() == '\n' || line.back() == '\r')) line.pop_back();
@@ -52,6 +48,9 @@ LineEditor::LineEditor() : impl_(std::make_unique<Impl>()) {
   el_set(impl_->editor, EL_CLIENTDATA, impl_.get());
   el_set(impl_->editor, EL_PROMPT, &Impl::show_prompt);
   el_set(impl_->editor, EL_EDITOR, "emacs");
+  // While a line is edited Ctrl-C is a key like others: it drops the line.
+  el_set(impl_->editor, EL_SETTY, "-d", "-isig", nullptr);
+  el_set(impl_->editor, EL_BIND, "^C", "em-kill-line", nullptr);
   el_set(impl_->editor, EL_HIST, history, impl_->history);
   el_source(impl_->editor, nullptr);  // the user's ~/.editrc
   impl_->file = state_folder() / "history";
@@ -75,19 +74,11 @@ std::optional<std::string> LineEditor::read(const std::string& prompt) {
     return without_newline(line);
   }
   impl_->prompt = prompt;
-  interrupted = 0;
-  struct sigaction action {
-  }, before{};
-  action.sa_handler = [](int) { interrupted = 1; };
-  ::sigaction(SIGINT, &action, &before);
   int length = 0;
   const char* line = el_gets(impl_->editor, &length);
-  ::sigaction(SIGINT, &before, nullptr);
   if (!line || length <= 0) {
-    fmt::print(stderr, "\n");
-    if (!interrupted) return std::nullopt;
-    el_reset(impl_->editor);
-    return "";
+    std::fputc('\n', stderr);
+    return std::nullopt;
   }
   const std::string text = without_newline(std::string(line, static_cast<std::size_t>(length)));
   if (!text.empty()) history(impl_->history, &impl_->event, H_ENTER, line);

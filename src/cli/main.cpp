@@ -2,6 +2,7 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <clocale>
 #include <string_view>
 
@@ -28,6 +29,12 @@ int run_program(int argc, char** argv) {
   program.footer(
       "`tandem VERB --help` tells a verb's options. Results go to stdout, all else to stderr.\n"
       "Exit codes: 0 done, 1 a worker or link was lost, 2 wrong input, 130 stopped by Ctrl-C.");
+  // CLI11 would only say that a verb is missing.
+  const auto verbs = program.get_subcommands([](const CLI::App*) { return true; });
+  const auto named = [&](const CLI::App* verb) { return verb->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && std::none_of(verbs.begin(), verbs.end(), named)) {
+    throw tandem::InputError(fmt::format("there is no verb \"{}\"; tandem --help lists them", argv[1]));
+  }
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

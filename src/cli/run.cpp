@@ -29,10 +29,10 @@ struct RunFlags {
 
 std::vector<int> prompt_ids(const RunFlags& flags, const server::ServedModel& model) {
   if (flags.raw) return model.tokenizer.encode(flags.prompt, /*add_special=*/true);
-  auto messages = nlohmann::json::array();
+  auto messages = nlohmann::ordered_json::array();
   if (!flags.system.empty()) messages.push_back({{"role", "system"}, {"content", flags.system}});
   messages.push_back({{"role", "user"}, {"content", flags.prompt}});
-  return model.chat_prompt(messages, nlohmann::json::object());
+  return model.chat_prompt(messages);
 }
 
 void print_json(const Answer& answer, const RunFlags& flags, const engine::Sampling& sampling,

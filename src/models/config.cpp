@@ -92,6 +92,10 @@ RopeConfig parse_rope(const json& config, int context) {
   }
   const std::string type = string_or(rope, "rope_type", string_or(rope, "type", "default"));
   if (type == "default") return result;
+  if (type != "linear" && type != "llama3" && type != "yarn") {
+    throw InputError(
+        fmt::format("rope type \"{}\" is not supported; default, linear, llama3 and yarn are", type));
+  }
   if (!find(rope, "factor")) throw InputError(fmt::format("rope type \"{}\" needs a \"factor\"", type));
   result.factor = positive(rope, "factor", 1);
   result.original_context = integer_or(rope, "original_max_position_embeddings", 1, most_context, context);
@@ -105,15 +109,12 @@ RopeConfig parse_rope(const json& config, int context) {
       throw InputError(fmt::format("\"high_freq_factor\" is {}; it must be above \"low_freq_factor\", {}",
                                    result.high_freq_factor, result.low_freq_factor));
     }
-  } else if (type == "yarn") {
+  } else {
     result.kind = RopeConfig::Kind::yarn;
     result.beta_fast = positive(rope, "beta_fast", 32);
     result.beta_slow = positive(rope, "beta_slow", 1);
     result.truncate = boolean_or(rope, "truncate", true);
     result.attention_factor = yarn_attention_factor(rope, result.factor);
-  } else {
-    throw InputError(
-        fmt::format("rope type \"{}\" is not supported; default, linear, llama3 and yarn are", type));
   }
   return result;
 }

@@ -8,8 +8,8 @@
 
 namespace tandem::server {
 
-std::vector<int> ServedModel::chat_prompt(const nlohmann::json& messages,
-                                          const nlohmann::json& variables) const {
+std::vector<int> ServedModel::chat_prompt(const nlohmann::ordered_json& messages,
+                                          const nlohmann::ordered_json& variables) const {
   if (!chat_template) {
     throw InputError(
         "the model has no chat template (chat_template.jinja or \"chat_template\" in "

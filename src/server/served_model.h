@@ -22,7 +22,9 @@ struct ServedModel {
 
   // The prompt ids of a conversation. InputError where the model has no chat template, or the template
   // refuses.
-  std::vector<int> chat_prompt(const nlohmann::json& messages, const nlohmann::json& variables) const;
+  std::vector<int> chat_prompt(
+      const nlohmann::ordered_json& messages,
+      const nlohmann::ordered_json& variables = nlohmann::ordered_json::object()) const;
   // What the model's makers advise (generation_config.json), `temperature` where they say nothing.
   engine::Sampling default_sampling(float temperature) const;
 };

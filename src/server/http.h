@@ -1,0 +1,65 @@
+// NOTE: reconstructed by the server helper after it overwrote the uncommitted original by mistake (2026-11-24
+// 04:21). Signatures are from http.cpp and the symbols of its object file; the comments and their wording are
+// not the original's.
+//
+// HTTP/1.1 over Boost.Beast: listener, connections, bounds, error answers. Knows nothing of OpenAI but the
+// error object.
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+namespace tandem::server {
+
+// An error with its HTTP status.
+class HttpError : public std::runtime_error {
+ public:
+  HttpError(int status, const std::string& message, std::string param = "", std::string code = "")
+      : std::runtime_error(message), status_(status), param_(std::move(param)), code_(std::move(code)) {}
+
+  int status() const { return status_; }
+  // OpenAI's error object.
+  std::string body() const;
+
+ private:
+  int status_;
+  std::string param_;
+  std::string code_;
+};
+
+// One request and the way to answer it: answer(), or begin_events(), send_event()… and end_events().
+class Exchange {
+ public:
+  struct Impl;
+  explicit Exchange(Impl& impl) : impl_(impl) {}
+
+  const std::string& method() const;
+  const std::string& path() const;  // without the query
+  const std::string& body() const;
+  boost::asio::any_io_executor executor() const;
+
+  boost::asio::awaitable<void> answer(int status, std::string content_type, std::string body);
+  boost::asio::awaitable<void> begin_events();
+  boost::asio::awaitable<void> send_event(const std::string& data);
+  boost::asio::awaitable<void> end_events();
+  // A status has been sent.
+  bool begun() const;
+  bool client_is_gone() const;
+
+ private:
+  Impl& impl_;
+};
+
+// May throw HttpError, InputError (400) and ClusterError (503).
+using Handler = std::function<boost::asio::awaitable<void>(Exchange&)>;
+
+// Binds and accepts connections on `context`; returns the port. InputError where the address cannot be bound.
+std::uint16_t listen(boost::asio::io_context& context, const std::string& host, std::uint16_t port,
+                     Handler handler);
+
+}  // namespace tandem::server

@@ -1,0 +1,114 @@
+#include "server/server.h"
+
+#include <fmt/format.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <csignal>
+#include <memory>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "server/completions.h"
+#include "server/http.h"
+#include "server/openai.h"
+
+namespace tandem::server {
+namespace {
+
+namespace asio = boost::asio;
+
+constexpr const char* json_type = "application/json";
+
+struct Service {
+  cluster::Conductor& conductor;
+  const ServedModel& model;
+  std::shared_ptr<asio::io_context> context;
+  std::int64_t created = 0;  // seconds since 1970
+  std::size_t running = 0;   // requests, waiting ones included
+};
+
+std::string health_json(const cluster::Conductor& conductor) {
+  auto ranks = nlohmann::json::array();
+  for (const auto& rank : conductor.ranks()) {
+    ranks.push_back({{"rank", ranks.size()},
+                     {"host", rank.host},
+                     {"weight_bytes", rank.ready->weight_bytes},
+                     {"resident_bytes", rank.status.resident_bytes}});
+  }
+  return nlohmann::json{{"status", "ok"}, {"ranks", ranks}}.dump();
+}
+
+asio::awaitable<void> complete_bounded(Service& service, Exchange& exchange, bool chat) {
+  if (service.running >= limits::queued_requests)
+    throw HttpError(503, "too many requests are waiting; try again later");
+  struct Count {
+    std::size_t& running;
+    explicit Count(std::size_t& count) : running(count) { ++running; }
+    ~Count() { --running; }
+  } const count(service.running);
+  const auto body = parse_body(exchange.body());
+  const auto defaults = service.model.default_sampling(/*temperature=*/1);
+  auto request = chat ? parse_chat_request(body, defaults) : parse_text_request(body, defaults);
+  co_await complete(exchange, std::move(request), service.conductor, service.model, service.context);
+}
+
+asio::awaitable<void> route(Service& service, Exchange& exchange) {
+  const std::string& path = exchange.path();
+  const auto require = [&](const char* method) {
+    if (exchange.method() != method) throw HttpError(405, fmt::format("{} takes {} alone", path, method));
+  };
+  if (path == "/v1/chat/completions" || path == "/v1/completions") {
+    require("POST");
+    co_await complete_bounded(service, exchange, path == "/v1/chat/completions");
+  } else if (path == "/v1/models" || path == "/v1/models/" + service.model.name) {
+    require("GET");
+    const auto list = models_json(service.model.name, service.created);
+    const bool one = path != "/v1/models";
+    co_await exchange.answer(200, json_type, one ? nlohmann::json::parse(list)["data"][0].dump() : list);
+  } else if (path == "/health") {
+    require("GET");
+    co_await exchange.answer(200, json_type, health_json(service.conductor));
+  } else {
+    throw HttpError(
+        404, fmt::format("there is no {} here; there are /v1/chat/completions, /v1/completions, /v1/models "
+                         "and /health",
+                         path));
+  }
+}
+
+}  // namespace
+
+int serve(cluster::Conductor& conductor, const ServedModel& model, const ServerOptions& options,
+          const std::function<void(std::uint16_t port)>& on_listening) {
+  const auto context = std::make_shared<asio::io_context>(1);
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const auto service = std::make_shared<Service>(
+      Service{conductor, model, context, std::chrono::duration_cast<std::chrono::seconds>(now).count()});
+  const auto port = listen(*context, options.host, options.port,
+                           [service](Exchange& exchange) { return route(*service, exchange); });
+  int exit_code = 0;
+  asio::signal_set signals(*context, SIGINT, SIGTERM);
+  signals.async_wait([&](const auto& error, int) {
+    if (!error) context->stop();
+  });
+  // After a loss the answers under way get a moment to say so.
+  asio::steady_timer farewell(*context);
+  conductor.on_lost([&, context](const std::string& message) {
+    asio::post(*context, [&, message] {
+      log::error("{}", message);
+      exit_code = 1;
+      farewell.expires_after(limits::http_farewell);
+      farewell.async_wait([&](const auto&) { context->stop(); });
+    });
+  });
+  on_listening(port);
+  context->run();
+  conductor.on_lost({});
+  return exit_code;
+}
+
+}  // namespace tandem::server
