@@ -97,7 +97,7 @@ int serve(cluster::Conductor& conductor, const ServedModel& model, const ServerO
   });
   // After a loss the answers under way get a moment to say so.
   asio::steady_timer farewell(*context);
-  conductor.on_lost([&, context](const std::string& message) {
+  conductor.on_lost([&](const std::string& message) {
     asio::post(*context, [&, message] {
       log::error("{}", message);
       exit_code = 1;

@@ -8,9 +8,10 @@ import time
 import urllib.request
 
 import pytest
-from conftest import DEMO_MODEL, PROGRAM, children, is_alive, run_tandem, wait_until
+from conftest import DEMO_MODEL, LONG_SEED, PROGRAM, children, is_alive, run_tandem, wait_until
 
-LONG_STORY = ["run", str(DEMO_MODEL), "Tell me a story about Tom and a shell.", "--temperature", "5", "--seed", "3"]
+LONG_STORY = ["run", str(DEMO_MODEL), "Tell me a story about Tom and a shell.", "--temperature", "5", "--seed",
+              str(LONG_SEED)]
 
 
 def start_long_answer(ranks):
