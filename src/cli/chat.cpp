@@ -1,6 +1,7 @@
 #include "cli/chat.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <cstdio>
 
@@ -47,8 +48,10 @@ void answer_line(cluster::Conductor& conductor, const server::ServedModel& model
 
 void chat(cluster::Conductor& conductor, const server::ServedModel& model, const ChatOptions& options) {
   auto messages = first_messages(options);
+  // Ctrl-C stops answers (cli/answer.cpp) and drops lines (cli/line_editor.cpp), never the program.
+  ::signal(SIGINT, SIG_IGN);
   LineEditor editor;
-  fmt::print(stderr, "{}\n", dim("Type a message; /help tells more."));
+  fmt::print(stderr, "{}\n", dim("Type a message; /help tells more, Ctrl-D leaves."));
   while (const auto line = editor.read("> ")) {
     if (line->empty()) continue;
     if (*line == "/exit" || *line == "/bye") break;

@@ -3,12 +3,12 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
+import termios
 import time
 
 import pytest
-from conftest import DEMO_MODEL, LONG_SEED, PROGRAM
+from conftest import DEMO_MODEL, LONG_SEED, PROGRAM, wait_until
 
 
 class Terminal:
@@ -37,6 +37,11 @@ class Terminal:
         self.screen = self.screen[found.end():]
         return found
 
+    def prompt(self, before=""):
+        """Waits for the prompt, and until its line can be edited."""
+        self.wait_for(before + r"[^>]*> ")
+        assert wait_until(lambda: not termios.tcgetattr(self.master)[3] & termios.ICANON)
+
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
@@ -58,13 +63,13 @@ def chat(tmp_path):
 
 def test_answers_in_turn_and_leaves_on_ctrl_d(chat):
     terminal = chat("run", DEMO_MODEL, "--ranks", 2)
-    terminal.wait_for("> ")
+    terminal.prompt()
     terminal.type("What is 29 + 31?\r")
     terminal.wait_for(r"29 \+ 31 = 60\.")
-    terminal.wait_for(r"tokens/s[^>]*> ")
+    terminal.prompt("tokens/s")
     terminal.type("德国的首都是哪里?\r")
     terminal.wait_for("柏林")
-    terminal.wait_for(r"tokens/s[^>]*> ")
+    terminal.prompt("tokens/s")
     terminal.type("\x04")
     assert terminal.process.wait(10) == 0
 
@@ -72,25 +77,25 @@ def test_answers_in_turn_and_leaves_on_ctrl_d(chat):
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat):
     # This seed's noise goes on for hundreds of tokens.
     terminal = chat("run", DEMO_MODEL, "--temperature", 5, "--seed", LONG_SEED, "--ranks", 2)
-    terminal.wait_for("> ")
+    terminal.prompt()
     terminal.type("Tell me a story about Tom and a shell.\r")
     terminal.wait_for(r"shell\.\r\n[\s\S]{100}")
     terminal.type("\x03")
-    terminal.wait_for(r"stopped by Ctrl-C[^>]*> ")
+    terminal.prompt("stopped by Ctrl-C")
     terminal.type("half a line\x03/exit\r")
     assert terminal.process.wait(10) == 0
 
 
 def test_history_is_kept(chat):
     first = chat("run", DEMO_MODEL)
-    first.wait_for("> ")
+    first.prompt()
     first.type("What is 29 + 31?\r")
     first.wait_for("= 60")
-    first.wait_for("> ")
+    first.prompt("tokens/s")
     first.type("/exit\r")
     assert first.process.wait(10) == 0
     second = chat("run", DEMO_MODEL)
-    second.wait_for("> ")
+    second.prompt()
     second.type("\x1b[A\x1b[A\r")  # up, up: over /exit to the question
     second.wait_for("= 60")
 
