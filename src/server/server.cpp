@@ -67,8 +67,10 @@ asio::awaitable<void> route(Service& service, Exchange& exchange) {
   } else if (path == "/v1/models" || path == "/v1/models/" + service.model.name) {
     require("GET");
     const auto list = models_json(service.model.name, service.created);
+    // Not within co_await: g++ 12 frees such a conditional's temporary twice.
     const bool one = path != "/v1/models";
-    co_await exchange.answer(200, json_type, one ? nlohmann::json::parse(list)["data"][0].dump() : list);
+    const std::string body = one ? nlohmann::json::parse(list)["data"][0].dump() : list;
+    co_await exchange.answer(200, json_type, body);
   } else if (path == "/health") {
     require("GET");
     co_await exchange.answer(200, json_type, health_json(service.conductor));
