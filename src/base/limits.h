@@ -55,6 +55,7 @@ inline constexpr int json_depth = 100;
 inline constexpr milliseconds http_client_check{500};  // how soon a client that went is noticed
 inline constexpr milliseconds http_farewell{500};      // for answers under way when the group is lost
 inline constexpr milliseconds http_accept_pause{100};
+inline constexpr milliseconds http_linger{1'000};  // taking in the rest of a refused request
 inline constexpr seconds http_idle{75};
 inline constexpr seconds http_read{30};
 inline constexpr seconds http_write{30};

@@ -1,5 +1,7 @@
 #include "server/completions.h"
 
+#include <fmt/format.h>
+
 #include <boost/asio/experimental/as_tuple.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -88,6 +90,18 @@ engine::GenerateRequest to_engine(const CompletionRequest& request, const Served
   return result;
 }
 
+// The engine refuses such a prompt too, without OpenAI's code for it.
+void check_length(const engine::GenerateRequest& generate, const CompletionRequest& request,
+                  const ServedModel& model) {
+  const auto tokens = static_cast<int>(generate.prompt.size());
+  if (tokens < model.config.context) return;
+  throw HttpError(400,
+                  fmt::format("the prompt has {} tokens, but the model's context holds {} for prompt and "
+                              "answer together: shorten the prompt",
+                              tokens, model.config.context),
+                  request.is_chat() ? "messages" : "prompt", "context_length_exceeded");
+}
+
 // The answer's pieces as they are sent: one body, or a stream of events begun with the first piece.
 class AnswerWriter {
  public:
@@ -132,9 +146,11 @@ class AnswerWriter {
 
 asio::awaitable<void> complete(Exchange& exchange, CompletionRequest request, cluster::Conductor& conductor,
                                const ServedModel& model, std::shared_ptr<asio::io_context> context) {
+  auto generate = to_engine(request, model);
+  check_length(generate, request, model);
   const auto inbox = std::make_shared<Inbox>(std::move(context));
   const auto id = conductor.submit(
-      to_engine(request, model), [inbox](const engine::Event& event) { inbox->post(event); },
+      std::move(generate), [inbox](const engine::Event& event) { inbox->post(event); },
       [inbox](const std::string& message) { inbox->post(Lost{message}); });
   const RequestGuard guard(conductor, id);
   AnswerWriter writer(exchange, request, model.name);

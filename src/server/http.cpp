@@ -76,7 +76,7 @@ bool Exchange::begun() const { return impl_.status != 0; }
 asio::awaitable<void> Exchange::answer(int status, std::string content_type, std::string body) {
   auto response = impl_.response<http::string_body>(status);
   response.set(http::field::content_type, content_type);
-  if (status == 405) response.set(http::field::allow, "GET, POST");
+  if (status == 405 || status == 204) response.set(http::field::allow, "GET, POST");
   if (status == 503) response.set(http::field::retry_after, "5");
   response.body() = std::move(body);
   response.prepare_payload();
@@ -90,7 +90,12 @@ asio::awaitable<void> Exchange::begin_events() {
   auto response = impl_.response<http::empty_body>(200);
   response.set(http::field::content_type, "text/event-stream");
   response.set(http::field::cache_control, "no-cache");
-  response.chunked(true);
+  if (impl_.request.version() >= 11) {
+    response.chunked(true);
+  } else {  // ends with the connection
+    impl_.keep_alive = false;
+    response.keep_alive(false);
+  }
   impl_.status = 200;
   http::response_serializer<http::empty_body> serializer(response);
   co_await impl_.write_all(http::async_write_header(impl_.stream, serializer, with_error));
@@ -98,11 +103,16 @@ asio::awaitable<void> Exchange::begin_events() {
 
 asio::awaitable<void> Exchange::send_event(const std::string& data) {
   const std::string event = "data: " + data + "\n\n";
-  co_await impl_.write_all(
-      asio::async_write(impl_.stream, http::make_chunk(asio::buffer(event)), with_error));
+  if (impl_.request.version() >= 11) {
+    co_await impl_.write_all(
+        asio::async_write(impl_.stream, http::make_chunk(asio::buffer(event)), with_error));
+  } else {
+    co_await impl_.write_all(asio::async_write(impl_.stream, asio::buffer(event), with_error));
+  }
 }
 
 asio::awaitable<void> Exchange::end_events() {
+  if (impl_.request.version() < 11) co_return;
   co_await impl_.write_all(asio::async_write(impl_.stream, http::make_chunk_last(), with_error));
 }
 
@@ -181,6 +191,7 @@ asio::awaitable<void> serve_connection(tcp::socket socket, Handler handler,
   beast::tcp_stream stream(std::move(socket));
   beast::flat_buffer buffer;
   bool open = true;
+  bool refused = false;  // a request that was not read to its end
   try {
     while (open) {
       std::optional<http::request<http::string_body>> request;
@@ -193,6 +204,7 @@ asio::awaitable<void> serve_connection(tcp::socket socket, Handler handler,
       if (!request && !refusal) break;
       Exchange::Impl impl{stream, request ? std::move(*request) : http::request<http::string_body>()};
       if (refusal) {
+        refused = true;
         co_await Exchange(impl).answer(refusal->status(), "application/json", refusal->body());
         break;
       }
@@ -210,6 +222,14 @@ asio::awaitable<void> serve_connection(tcp::socket socket, Handler handler,
   }
   error_code ignored;
   stream.socket().shutdown(tcp::socket::shutdown_send, ignored);
+  if (!refused) co_return;
+  // Closing with unread bytes resets the connection, and the client loses the answer: take them in first.
+  stream.expires_after(limits::http_linger);
+  for (error_code ended; !ended;) {
+    buffer.clear();
+    const auto [error, bytes] = co_await stream.async_read_some(buffer.prepare(1 << 16), with_error);
+    ended = error;
+  }
 }
 
 asio::awaitable<void> accept_connections(std::shared_ptr<tcp::acceptor> acceptor, Handler handler) {

@@ -1,7 +1,3 @@
-// NOTE: reconstructed by the server helper after it overwrote the uncommitted original by mistake (2026-11-24
-// 04:21). Signatures are from http.cpp and the symbols of its object file; the comments and their wording are
-// not the original's.
-//
 // HTTP/1.1 over Boost.Beast: listener, connections, bounds, error answers. Knows nothing of OpenAI but the
 // error object.
 #pragma once

@@ -102,7 +102,7 @@ void reject_unsupported(const ordered_json& body) {
     if (value && !value->empty() && *value != false && *value != "") refuse(name);
   }
   if (const auto* format = find(body, "response_format")) {
-    if (!format->is_object() || format->value("type", "") != "text") refuse("response_format");
+    if (!format->is_object() || format->value("type", ordered_json()) != "text") refuse("response_format");
   }
 }
 

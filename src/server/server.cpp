@@ -58,6 +58,10 @@ asio::awaitable<void> complete_bounded(Service& service, Exchange& exchange, boo
 
 asio::awaitable<void> route(Service& service, Exchange& exchange) {
   const std::string& path = exchange.path();
+  if (exchange.method() == "OPTIONS") {
+    co_await exchange.answer(204, json_type, "");
+    co_return;
+  }
   const auto require = [&](const char* method) {
     if (exchange.method() != method) throw HttpError(405, fmt::format("{} takes {} alone", path, method));
   };
@@ -109,7 +113,7 @@ int serve(cluster::Conductor& conductor, const ServedModel& model, const ServerO
   });
   on_listening(port);
   context->run();
-  conductor.on_lost({});
+  conductor.on_lost([](const std::string&) {});  // called at once where the group is lost
   return exit_code;
 }
 
