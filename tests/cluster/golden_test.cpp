@@ -10,11 +10,14 @@ namespace {
 
 using nlohmann::json;
 
-// Both sides compute in float32 from the same rounded weights and differ in the order of sums alone. One
-// product of length n errs by at most n·2⁻²⁴·Σ|x·w| and typically by √n·2⁻²⁴ of the result; through L layers
-// of 7 products and residual sums that adds up to some 7·L·√n·2⁻²⁴ of the largest logit: 6 layers, n = 704,
-// |logit| ≤ 30 give 2e-3.
-constexpr double logit_tolerance = 2e-3;
+// Both sides compute in float32 from the same rounded weights and differ in the order of sums alone. A
+// product of length n errs typically by √n·2⁻²⁴ of its largest terms; 3 layers of 7 products, n ≤ 112, logits
+// up to 10 give 21·√112·2⁻²⁴·10 = 1.3e-4 at worst (measured: up to 1.4e-5).
+constexpr double logit_tolerance = 1.3e-4;
+// tiny-llama's golden logits are themselves up to 3.2e-3 away from what transformers computes in float32 and
+// in float64 (which agree to 5e-6); its 6 layers, n = 704 and logits up to 20 add 1.3e-3 by the same
+// estimate.
+constexpr double tiny_llama_tolerance = 4.5e-3;
 constexpr double nll_tolerance = 1e-4;
 
 struct Split {
@@ -33,7 +36,10 @@ struct Golden {
   std::string name;
   std::filesystem::path model;
   std::filesystem::path file;
+  double logit_tolerance;
 };
+
+void PrintTo(const Golden& golden, std::ostream* out) { *out << golden.name; }
 
 std::vector<Golden> golden_models() {
   std::vector<Golden> found;
@@ -42,7 +48,8 @@ std::vector<Golden> golden_models() {
     if (!std::filesystem::exists(file)) continue;
     const std::string name = entry.path().filename().string();
     const bool here = std::filesystem::exists(entry.path() / "config.json");
-    found.push_back({name, here ? entry.path() : source_folder() / "assets/demo-model", file});
+    found.push_back({name, here ? entry.path() : source_folder() / "assets/demo-model", file,
+                     name == "tiny-llama" ? tiny_llama_tolerance : logit_tolerance});
   }
   std::sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.name < b.name; });
   return found;
@@ -70,12 +77,12 @@ void check_split(const Golden& golden, const Split& split, const json& expected)
     const auto prompt = sample["prompt_ids"].get<std::vector<int>>();
     const auto wanted = sample["greedy_ids"].get<std::vector<int>>();
     const int last = static_cast<int>(prompt.size()) - 1;
-    const auto scored = ask(*conductor, engine::ScoreRequest{.ids = prompt, .positions = {last}});
+    auto scored = ask(*conductor, engine::ScoreRequest{.ids = prompt, .positions = {last}});
     most = std::max(most, largest_difference(scored.logits[last], sample["last_logits"]));
     // Without end ids, so that the end id itself is among them.
     EXPECT_EQ(ask(*conductor, greedy(prompt, static_cast<int>(wanted.size()))).tokens, wanted);
   }
-  EXPECT_LE(most, logit_tolerance);
+  EXPECT_LE(most, golden.logit_tolerance);
 
   const json& perplexity = expected["perplexity"];
   auto ids = perplexity["ids"].get<std::vector<int>>();
