@@ -33,7 +33,7 @@ inline constexpr std::size_t broadcast_bytes = 64u << 20;
 inline constexpr milliseconds idle_step{5'000};  // an idle rank 0 sends an empty step this often
 
 // Files.
-inline constexpr std::size_t json_file_bytes = 64u << 20;
+inline constexpr std::size_t small_file_bytes = 64u << 20;
 inline constexpr std::size_t safetensors_header_bytes = 100u << 20;
 inline constexpr std::size_t read_chunk_bytes = 16u << 20;
 

@@ -3,10 +3,9 @@
 #include <fmt/format.h>
 
 #include <charconv>
-#include <fstream>
-#include <iterator>
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace tandem::cli {
 
@@ -37,14 +36,6 @@ std::vector<int> parse_ids(std::string_view text, const std::string& source) {
   return ids;
 }
 
-std::vector<int> read_ids(const std::string& file) { return parse_ids(read_text(file), file); }
-
-std::string read_text(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  std::string text;
-  if (stream) text.assign(std::istreambuf_iterator<char>(stream), {});
-  if (!stream) throw InputError(fmt::format("cannot read {}", file));
-  return text;
-}
+std::vector<int> read_ids(const std::string& file) { return parse_ids(read_file(file), file); }
 
 }  // namespace tandem::cli

@@ -12,7 +12,4 @@ namespace tandem::cli {
 std::vector<int> parse_ids(std::string_view text, const std::string& source);
 std::vector<int> read_ids(const std::string& file);
 
-// A whole text file. InputError names it.
-std::string read_text(const std::string& file);
-
 }  // namespace tandem::cli

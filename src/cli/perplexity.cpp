@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "cli/answer.h"
 #include "cli/ids_input.h"
 #include "cli/session.h"
@@ -30,7 +31,7 @@ void run(const PerplexityFlags& flags) {
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
   const auto ids = flags.ids_file.empty()
-                       ? text::Tokenizer(folder).encode(read_text(flags.text_file), /*add_special=*/true)
+                       ? text::Tokenizer(folder).encode(read_file(flags.text_file), /*add_special=*/true)
                        : read_ids(flags.ids_file);
   if (ids.size() < 2) throw InputError(fmt::format("{} token is too few: perplexity needs two", ids.size()));
   if (flags.window > config.context) {

@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "cli/environment.h"
 #include "cli/terminal.h"
 #include "parallel/shard.h"
-#include "weights/checkpoint.h"
 #include "weights/hub_cache.h"
 
 #if defined(__APPLE__)
@@ -71,7 +71,7 @@ parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& c
   }
   parallel::Plan plan;
   if (!flags.plan.empty()) {
-    plan = parallel::plan_from_json(weights::read_json_file(flags.plan));
+    plan = parallel::plan_from_json(read_json_file(flags.plan));
   } else {
     auto hosts = flags.hosts.empty()
                      ? std::vector<std::string>(flags.ranks.value_or(flags.default_ranks), "local")

@@ -1,4 +1,4 @@
-#include "kernels/linear_loops.h"
+#include "kernels/linear_tile.h"
 
 namespace tandem::kernels {
 

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "weights/checkpoint.h"
+#include "base/file.h"
 
 namespace tandem::models {
 namespace {
@@ -221,7 +221,7 @@ ModelConfig parse_config(const json& config) {
 
 ModelConfig load_config(const std::filesystem::path& folder) {
   const auto parsed = [](const std::filesystem::path& file, auto parse) {
-    const json object = weights::read_json_file(file);
+    const json object = read_json_file(file);
     try {
       return parse(object);
     } catch (const InputError& error) {

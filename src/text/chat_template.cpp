@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "base/error.h"
-#include "text/file.h"
+#include "base/file.h"
 #include "text/rust_string.h"
 
 namespace tandem::text {
@@ -114,9 +114,9 @@ ChatTemplate::ChatTemplate(std::string name, const std::string& source, Json spe
 
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& folder) {
   const auto config_path = folder / "tokenizer_config.json";
-  const auto config = read_json_object(config_path).value_or(nlohmann::json::object());
+  const auto config = find_json_file(config_path).value_or(nlohmann::json::object());
   const auto jinja_path = folder / "chat_template.jinja";
-  if (const auto source = read_file(jinja_path)) {
+  if (const auto source = find_file(jinja_path)) {
     return ChatTemplate(jinja_path.string(), *source, special_tokens(config));
   }
   if (const auto source = configured_template(config, config_path.string())) {

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "base/error.h"
-#include "text/file.h"
+#include "base/file.h"
 #include "text/rust_string.h"
 
 namespace tandem::text {
@@ -16,7 +16,7 @@ struct Tokenizer::Handle {
 
 Tokenizer::Tokenizer(const std::filesystem::path& folder) {
   const auto path = folder / "tokenizer.json";
-  const auto json = read_file(path);
+  const auto json = find_file(path);
   if (!json) {
     throw InputError(
         fmt::format("{}: no such file; name a folder that holds the model's tokenizer.json", path.string()));

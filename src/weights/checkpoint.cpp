@@ -4,10 +4,10 @@
 #include <fmt/ranges.h>
 #include <mlx/allocator.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/limits.h"
 
 namespace tandem::weights {
@@ -46,25 +46,6 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
 }
 
 }  // namespace
-
-json read_json_file(const fs::path& file) {
-  std::error_code error;
-  if (!fs::is_regular_file(file, error)) throw InputError(fmt::format("{} is missing", file.string()));
-  if (fs::file_size(file, error) > limits::json_file_bytes) {
-    throw InputError(fmt::format("{} is larger than {} bytes", file.string(), limits::json_file_bytes));
-  }
-  std::ifstream stream(file);
-  if (!stream) throw InputError(fmt::format("cannot open {}", file.string()));
-  json object;
-  try {
-    object = json::parse(stream);
-  } catch (const json::exception& why) {
-    throw InputError(
-        fmt::format("{} is no valid JSON (NaN and Infinity are none): {}", file.string(), why.what()));
-  }
-  if (!object.is_object()) throw InputError(fmt::format("{} is no JSON object", file.string()));
-  return object;
-}
 
 Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   if (!fs::is_directory(folder)) throw InputError(fmt::format("{} is no folder", folder.string()));

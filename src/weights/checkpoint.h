@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <functional>
 #include <map>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -16,10 +15,6 @@
 #include "weights/safetensors.h"
 
 namespace tandem::weights {
-
-// The file `name` of a model folder as JSON. InputError names the file where it is missing, no JSON, not an
-// object, or holds a number that is not finite.
-nlohmann::json read_json_file(const std::filesystem::path& file);
 
 // Called with the bytes just read.
 using OnBytes = std::function<void(std::uint64_t bytes)>;
