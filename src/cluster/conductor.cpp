@@ -293,7 +293,7 @@ std::vector<RankState> Conductor::ranks() const {
 void Conductor::on_lost(OnLost callback) {
   std::unique_lock lock(impl_->mutex);
   impl_->group_lost = std::move(callback);
-  if (!impl_->lost) return;
+  if (!impl_->lost || !impl_->group_lost) return;
   const auto message = impl_->lost->message;
   const auto call = impl_->group_lost;
   lock.unlock();

@@ -28,13 +28,14 @@ class HttpError : public std::runtime_error {
   std::string code_;
 };
 
-// One request and the way to answer it: answer(), or begin_events(), send_event()… and end_events().
+// One request and the answer to it: at once by answer(), or as server-sent events (WHATWG HTML, section 9.2) by
+// begin_events(), any number of send_event() and end_events(). A client that goes ends the connection's coroutine.
 class Exchange {
  public:
   struct Impl;
   explicit Exchange(Impl& impl) : impl_(impl) {}
 
-  const std::string& method() const;
+  const std::string& method() const;  // GET for HEAD too
   const std::string& path() const;  // without the query
   const std::string& body() const;
   boost::asio::any_io_executor executor() const;
@@ -45,6 +46,7 @@ class Exchange {
   boost::asio::awaitable<void> end_events();
   // A status has been sent.
   bool begun() const;
+  // The client has closed its side.
   bool client_is_gone() const;
 
  private:

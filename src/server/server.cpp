@@ -29,6 +29,7 @@ struct Service {
   std::shared_ptr<asio::io_context> context;
   std::int64_t created = 0;  // seconds since 1970
   std::size_t running = 0;   // requests, waiting ones included
+  int exit_code = 0;
 };
 
 std::string health_json(const cluster::Conductor& conductor) {
@@ -96,25 +97,24 @@ int serve(cluster::Conductor& conductor, const ServedModel& model, const ServerO
       Service{conductor, model, context, std::chrono::duration_cast<std::chrono::seconds>(now).count()});
   const auto port = listen(*context, options.host, options.port,
                            [service](Exchange& exchange) { return route(*service, exchange); });
-  int exit_code = 0;
   asio::signal_set signals(*context, SIGINT, SIGTERM);
   signals.async_wait([&](const auto& error, int) {
     if (!error) context->stop();
   });
-  // After a loss the answers under way get a moment to say so.
-  asio::steady_timer farewell(*context);
-  conductor.on_lost([&](const std::string& message) {
-    asio::post(*context, [&, message] {
+  // On the conductor's thread, perhaps as this function returns: nothing of its stack is used.
+  conductor.on_lost([context, service](const std::string& message) {
+    asio::post(*context, [context, service, message] {
       log::error("{}", message);
-      exit_code = 1;
-      farewell.expires_after(limits::http_farewell);
-      farewell.async_wait([&](const auto&) { context->stop(); });
+      service->exit_code = 1;
+      // The answers under way get a moment to say so.
+      const auto farewell = std::make_shared<asio::steady_timer>(*context, limits::http_farewell);
+      farewell->async_wait([context, farewell](const auto&) { context->stop(); });
     });
   });
   on_listening(port);
   context->run();
-  conductor.on_lost([](const std::string&) {});  // called at once where the group is lost
-  return exit_code;
+  conductor.on_lost({});
+  return service->exit_code;
 }
 
 }  // namespace tandem::server
