@@ -125,8 +125,8 @@ TEST(ChatTemplate, NamesTheFileThatIsWrong) {
       {"tokenizer_config.json", "{\"chat_template\": \"{{\"}", "does not parse"},
       {"tokenizer_config.json", "{\"chat_template\": 7}", "chat_template.jinja"},
       {"tokenizer_config.json", "{\"chat_template\": [{\"name\": \"rag\", \"template\": \"\"}]}", "default"},
-      {"tokenizer_config.json", "{\"bos_token\": ", "not a JSON object"},
-      {"tokenizer_config.json", "[]", "not a JSON object"},
+      {"tokenizer_config.json", "{\"bos_token\": ", "no valid JSON"},
+      {"tokenizer_config.json", "[]", "no JSON object"},
   };
   for (const auto& row : rows) {
     ModelFolder folder;
