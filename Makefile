@@ -32,7 +32,8 @@ format: setup-test  ## format every C++ source
 format-check: setup-test
 	@git ls-files '*.cpp' '*.h' | xargs build/deps/venv/bin/clang-format --dry-run --Werror
 
-tidy: build setup-test  ## clang-tidy, the rules in .clang-tidy
+tidy: build  ## clang-tidy, the rules in .clang-tidy
+	@scripts/setup.sh tidy
 	@scripts/tidy.sh build/$(PRESET)
 
 clean:  ## remove what was built, keep what was installed

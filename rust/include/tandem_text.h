@@ -1,9 +1,10 @@
 /* The C face of the Rust crate tandem_text: Hugging Face tokenizers and Jinja chat templates.
  *
- * Text is UTF-8, pointer and length, never NUL-terminated. A function that can fail takes `tandem_string* text`: it
- * holds the result or, where the function returns false or NULL, the error message. Whatever comes back in it, and in
- * `tandem_ids`, is the caller's to free. No Rust panic leaves a function; it becomes an error message.
- * Objects other than token streams may be used by several threads at once. Free functions take NULL. */
+ * Text is UTF-8, pointer and length, never NUL-terminated. A function that can fail takes `tandem_string*
+ * text`: it holds the result or, where the function returns false or NULL, the error message. Whatever comes
+ * back in it, and in `tandem_ids`, is the caller's to free. No Rust panic leaves a function; it becomes an
+ * error message. Objects other than token streams may be used by several threads at once. Free functions take
+ * NULL. */
 #pragma once
 
 #include <stdbool.h>
@@ -32,11 +33,11 @@ typedef struct tandem_tokenizer tandem_tokenizer;
 tandem_tokenizer* tandem_tokenizer_new(const char* json, size_t size, tandem_string* text);
 void tandem_tokenizer_free(tandem_tokenizer* tokenizer);
 
-bool tandem_tokenizer_encode(const tandem_tokenizer* tokenizer, const char* input, size_t size, bool add_special,
-                             tandem_ids* ids, tandem_string* text);
+bool tandem_tokenizer_encode(const tandem_tokenizer* tokenizer, const char* input, size_t size,
+                             bool add_special, tandem_ids* ids, tandem_string* text);
 /* Ids that are no token are passed over. */
-bool tandem_tokenizer_decode(const tandem_tokenizer* tokenizer, const uint32_t* ids, size_t count, bool skip_special,
-                             tandem_string* text);
+bool tandem_tokenizer_decode(const tandem_tokenizer* tokenizer, const uint32_t* ids, size_t count,
+                             bool skip_special, tandem_string* text);
 /* False, and no message, where there is no such token. */
 bool tandem_tokenizer_id_of(const tandem_tokenizer* tokenizer, const char* token, size_t size, uint32_t* id);
 size_t tandem_tokenizer_vocab_size(const tandem_tokenizer* tokenizer);

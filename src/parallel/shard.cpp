@@ -92,6 +92,7 @@ Shard shard_of(const ModelSizes& sizes, const std::vector<double>& shares, int r
   shard.sizes = sizes;
   shard.query_heads = split_by_share(sizes.query_heads, shares)[rank];
   const int queries_per_kv = sizes.query_heads / sizes.kv_heads;
+  assert(queries_per_kv > 0);
   shard.kv_heads = {shard.query_heads.begin / queries_per_kv,
                     (shard.query_heads.end - 1) / queries_per_kv + 1};
   shard.ffn = split_by_share(sizes.ffn, shares)[rank];
