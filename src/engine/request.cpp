@@ -2,7 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -17,9 +18,19 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GenerateRequest, id, prompt, max_tokens, end_
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScoreRequest, id, ids, nll, positions)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Cancel, id)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TokenEvent, id, token)
-NLOHMANN_JSON_SERIALIZE_ENUM(FinishReason, {{FinishReason::end, "end"},
-                                            {FinishReason::length, "length"},
-                                            {FinishReason::cancelled, "cancelled"}})
+
+// Not by NLOHMANN_JSON_SERIALIZE_ENUM, which reads an unknown name as the first one.
+constexpr std::array reason_names{"end", "length", "cancelled"};
+static void to_json(json& name, FinishReason reason) {
+  name = reason_names[static_cast<std::size_t>(reason)];
+}
+static void from_json(const json& name, FinishReason& reason) {
+  const auto found = std::find(reason_names.begin(), reason_names.end(), name.get<std::string>());
+  if (found == reason_names.end())
+    throw ClusterError("unknown end of an answer on the control channel: " + name.dump());
+  reason = static_cast<FinishReason>(found - reason_names.begin());
+}
+
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DoneEvent, id, reason, prompt_tokens, generated_tokens, queued_s,
                                    prefill_s, decode_s)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LogitsEvent, id, position, logits)
