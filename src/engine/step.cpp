@@ -25,6 +25,7 @@ class WordReader {
     if (at_ == words_.size()) throw ClusterError("a step plan is cut short");
     return words_[at_++];
   }
+  bool at_end() const { return at_ == words_.size(); }
   std::vector<int> list() {
     const int size = next();
     if (size < 0 || static_cast<std::size_t>(size) > words_.size() - at_)
@@ -39,6 +40,16 @@ class WordReader {
   std::vector<std::int32_t> words_;
   std::size_t at_ = 0;
 };
+
+void check(const SequenceStep& sequence) {
+  if (sequence.tokens.empty()) throw ClusterError("a step plan has a sequence without tokens");
+  int before = -1;
+  for (const int row : sequence.rows) {
+    if (row <= before || row >= static_cast<int>(sequence.tokens.size()))
+      throw ClusterError("a step plan wants rows that it has no tokens for");
+    before = row;
+  }
+}
 
 mx::array int_array(const std::vector<int>& values) {
   return mx::array(values.begin(), {static_cast<int>(values.size())}, mx::int32);
@@ -61,18 +72,23 @@ std::vector<std::uint8_t> encode(const StepPlan& plan) {
 }
 
 StepPlan decode(std::span<const std::uint8_t> bytes) {
+  if (bytes.size() % sizeof(std::int32_t) != 0) throw ClusterError("a step plan is cut short");
   std::vector<std::int32_t> words(bytes.size() / sizeof(std::int32_t));
   if (!words.empty()) std::memcpy(words.data(), bytes.data(), words.size() * sizeof(std::int32_t));
   WordReader reader(std::move(words));
   StepPlan plan;
   plan.released_slots = reader.list();
-  for (int left = reader.next(); left > 0; --left) {
+  int left = reader.next();
+  if (left < 0) throw ClusterError("a step plan has a negative number of sequences");
+  for (; left > 0; --left) {
     SequenceStep sequence;
     sequence.slot = reader.next();
     sequence.tokens = reader.list();
     sequence.rows = reader.list();
+    check(sequence);
     plan.sequences.push_back(std::move(sequence));
   }
+  if (!reader.at_end()) throw ClusterError("a step plan goes on after its end");
   return plan;
 }
 
