@@ -46,7 +46,9 @@ bool comes_first(const Candidate& a, const Candidate& b) {
 // to 1.
 std::vector<Candidate> candidates(std::span<const float> logits, const Sampling& s) {
   std::vector<Candidate> all(logits.size());
-  for (std::size_t i = 0; i < all.size(); ++i) all[i] = {static_cast<int>(i), logits[i] / s.temperature};
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    all[i] = {static_cast<int>(i), static_cast<double>(logits[i]) / s.temperature};
+  }
   if (s.top_k > 0 && static_cast<std::size_t>(s.top_k) < all.size()) {
     std::partial_sort(all.begin(), all.begin() + s.top_k, all.end(), comes_first);
     all.resize(s.top_k);
@@ -55,7 +57,11 @@ std::vector<Candidate> candidates(std::span<const float> logits, const Sampling&
   }
   const double highest = all.front().weight;
   double sum = 0;
-  for (auto& candidate : all) sum += candidate.weight = std::exp(candidate.weight - highest);
+  for (auto& candidate : all) {
+    // A penalty can make logits infinite; infinity less itself would be no number.
+    candidate.weight = candidate.weight == highest ? 1 : std::exp(candidate.weight - highest);
+    sum += candidate.weight;
+  }
   double before = 0;
   const auto nucleus_end = std::find_if(all.begin(), all.end(), [&](const Candidate& candidate) {
     if (s.top_p < 1 && before >= s.top_p * sum) return true;
@@ -72,11 +78,16 @@ double uniform_noise(std::uint64_t seed, std::uint64_t position) {
   return static_cast<double>(mixed(mixed(seed) ^ position) >> 11) * 0x1.0p-53;
 }
 
+void check_finite(std::span<const float> logits) {
+  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
+    throw std::runtime_error(
+        "the model's logits are not numbers (NaN) or infinite: its weights are damaged or overflow");
+  }
+}
+
 int sample(std::span<float> logits, const Sampling& s, std::span<const int> prompt,
            std::span<const int> answer, int position) {
-  if (std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); })) {
-    throw std::runtime_error("the model's logits are not numbers (NaN): its weights are damaged or overflow");
-  }
+  check_finite(logits);
   apply_penalties(logits, s, prompt, answer);
   if (s.temperature == 0)
     return static_cast<int>(std::max_element(logits.begin(), logits.end()) - logits.begin());

@@ -179,6 +179,7 @@ std::vector<Event> Scheduler::finish_score(Sequence& sequence, const SequenceSte
   std::vector<Event> events;
   for (std::size_t i = 0; i < step.rows.size(); ++i) {
     const auto row = rows.subspan(i * vocabulary, vocabulary);
+    check_finite(row);
     const int position = sequence.computed + step.rows[i];
     if (request.nll) {
       sequence.sum_nll += negative_log_likelihood(row, sequence.ids[position + 1]);
