@@ -1,0 +1,173 @@
+#include "engine/step.h"
+
+#include <gtest/gtest.h>
+
+#include <climits>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "base/error.h"
+#include "models/config.h"
+#include "parallel/tcp_group.h"
+#include "weights/checkpoint.h"
+
+namespace tandem::engine {
+namespace {
+
+using Words = std::vector<std::int32_t>;
+
+std::vector<std::uint8_t> bytes_of(const Words& words) {
+  std::vector<std::uint8_t> bytes(words.size() * sizeof(std::int32_t));
+  if (!words.empty()) std::memcpy(bytes.data(), words.data(), bytes.size());
+  return bytes;
+}
+
+bool same(const StepPlan& a, const StepPlan& b) {
+  const auto equal = [](const SequenceStep& x, const SequenceStep& y) {
+    return x.slot == y.slot && x.tokens == y.tokens && x.rows == y.rows;
+  };
+  return a.released_slots == b.released_slots &&
+         std::equal(a.sequences.begin(), a.sequences.end(), b.sequences.begin(), b.sequences.end(), equal);
+}
+
+const std::vector<StepPlan>& plans() {
+  static const std::vector<StepPlan> table{
+      {},
+      {{3}, {}},
+      {{}, {{0, {5}, {0}}}},
+      {{}, {{7, {1, 2, 3}, {}}}},
+      {{1, 2, INT_MAX}, {{4, {0, INT_MAX, 9}, {0, 2}}, {5, {8}, {0}}, {6, {1, 1}, {1}}}},
+      {{}, {{0, std::vector<int>(512, 77), {511}}}},
+  };
+  return table;
+}
+
+TEST(StepPlanTest, DecodeGivesWhatWasEncoded) {
+  for (const auto& plan : plans()) EXPECT_TRUE(same(decode(encode(plan)), plan));
+}
+
+TEST(StepPlanTest, EveryTruncationIsAnError) {
+  for (const auto& plan : plans()) {
+    const auto bytes = encode(plan);
+    for (std::size_t size = 0; size < bytes.size(); ++size) {
+      EXPECT_THROW(decode(std::span(bytes).first(size)), ClusterError) << size << " of " << bytes.size();
+    }
+  }
+}
+
+TEST(StepPlanTest, WhatIsNoPlanIsAClusterError) {
+  const struct {
+    const char* name;
+    Words words;
+  } table[] = {
+      {"nothing", {}},
+      {"released: more than there are", {2, 1}},
+      {"released: two thousand million", {INT_MAX, 1, 2}},
+      {"released: a negative number", {-1, 0}},
+      {"sequences: more than there are", {0, 2, 4, 1, 9, 0}},
+      {"sequences: two thousand million", {0, INT_MAX}},
+      {"sequences: a negative number", {0, -1}},
+      {"tokens: two thousand million", {0, 1, 4, INT_MAX, 9, 0}},
+      {"tokens: a negative number", {0, 1, 4, INT_MIN, 0}},
+      {"tokens: none", {0, 1, 4, 0, 0}},
+      {"rows: more than there are", {0, 1, 4, 1, 9, 2, 0}},
+      {"rows: past the tokens", {0, 1, 4, 1, 9, 1, 1}},
+      {"rows: negative", {0, 1, 4, 1, 9, 1, -1}},
+      {"rows: twice the same", {0, 1, 4, 2, 9, 9, 2, 0, 0}},
+      {"rows: descending", {0, 1, 4, 2, 9, 9, 2, 1, 0}},
+      {"words after the end", {0, 0, 0}},
+  };
+  for (const auto& row : table) EXPECT_THROW(decode(bytes_of(row.words)), ClusterError) << row.name;
+}
+
+// Random words, mostly small so that some get far, and plans with one byte changed: a plan that makes sense
+// or a ClusterError, and never more memory than the bytes that came.
+TEST(StepPlanTest, RandomBytesNeverGiveNonsense) {
+  std::mt19937 random(1);
+  const auto below = [&](int bound) { return static_cast<int>(random() % static_cast<unsigned>(bound)); };
+  int decoded = 0;
+  const auto attempt = [&](const std::vector<std::uint8_t>& bytes) {
+    try {
+      const StepPlan plan = decode(bytes);
+      ++decoded;
+      ASSERT_EQ(encode(plan), bytes);
+      for (const auto& sequence : plan.sequences) {
+        ASSERT_FALSE(sequence.tokens.empty());
+        for (const int row : sequence.rows) ASSERT_LT(row, static_cast<int>(sequence.tokens.size()));
+      }
+    } catch (const ClusterError&) {
+    }
+  };
+  for (int round = 0; round < 100'000; ++round) {
+    Words words(below(12));
+    for (auto& word : words) word = below(10) == 0 ? static_cast<std::int32_t>(random()) : below(3);
+    auto bytes = bytes_of(words);
+    if (below(10) == 0) bytes.resize(bytes.size() + below(4));
+    attempt(bytes);
+  }
+  EXPECT_GT(decoded, 500);
+  for (int round = 0; round < 20'000; ++round) {
+    auto bytes = encode(plans()[below(5)]);
+    bytes[below(static_cast<int>(bytes.size()))] = static_cast<std::uint8_t>(random());
+    attempt(bytes);
+  }
+}
+
+class StepRunnerTest : public testing::Test {
+ protected:
+  static StepRunner demo_runner() {
+    const std::filesystem::path folder = std::filesystem::path(TANDEM_SOURCE_DIR) / "assets/demo-model";
+    mlx::core::set_default_device(mlx::core::Device::cpu);
+    const auto config = models::load_config(folder);
+    const auto shard = parallel::shard_of(config.sizes, {1}, 0);
+    const weights::Checkpoint checkpoint(folder);
+    const weights::ShardLoad load(checkpoint, models::llama_shard_rules(config), shard, 0, config.layers);
+    return {models::make_llama(config, shard, load.run([](auto) {})), {parallel::single_rank_group()}};
+  }
+
+  // Products sum in an order that does not depend on the rows with them, so that steps differ in attention
+  // alone: sums of 32 and of the row's positions, 6 layers, logits up to 20.
+  static void expect_close(std::span<const float> a, std::span<const float> b) {
+    ASSERT_EQ(a.size(), b.size());
+    for (std::size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-3) << i;
+  }
+  static constexpr std::size_t vocabulary = 1024;
+};
+
+TEST_F(StepRunnerTest, ChunksAndNeighboursDoNotChangeLogits) {
+  StepRunner runner = demo_runner();
+  const std::vector<int> ids{5, 100, 7, 300, 42, 900, 8}, other{9, 9, 10};
+  const auto whole = runner.run({{}, {{0, ids, {0, 1, 2, 3, 4, 5, 6}}}});
+  ASSERT_EQ(whole.size(), ids.size() * vocabulary);
+  const auto row = [&](std::size_t i) { return std::span(whole).subspan(i * vocabulary, vocabulary); };
+  const auto alone = runner.run({{0}, {{1, other, {2}}}});
+
+  // The same ids in three steps, beside another sequence; wanted rows come in the order of the plan.
+  EXPECT_TRUE(runner.run({{1}, {{2, {5, 100, 7}, {}}}}).empty());
+  const auto mixed = runner.run({{}, {{2, {300, 42}, {0, 1}}, {3, other, {2}}}});
+  ASSERT_EQ(mixed.size(), 3 * vocabulary);
+  expect_close(std::span(mixed).first(vocabulary), row(3));
+  expect_close(std::span(mixed).subspan(vocabulary, vocabulary), row(4));
+  expect_close(std::span(mixed).subspan(2 * vocabulary), alone);
+  const auto last = runner.run({{}, {{2, {900, 8}, {1}}}});
+  expect_close(last, row(6));
+}
+
+TEST_F(StepRunnerTest, AReleasedSlotIsFreedAndStartsEmpty) {
+  StepRunner runner = demo_runner();
+  EXPECT_EQ(runner.cache_bytes(), 0u);
+  const auto first = runner.run({{}, {{0, {5, 6}, {1}}}});
+  // 6 layers of keys and values, 4 heads of 32 floats, 256 positions.
+  EXPECT_EQ(runner.cache_bytes(), 6u * 2 * 4 * 32 * 4 * 256);
+  const auto second = runner.run({{}, {{1, {5, 6}, {1}}}});
+  EXPECT_EQ(runner.cache_bytes(), 2u * 6 * 2 * 4 * 32 * 4 * 256);
+  EXPECT_EQ(first, second);
+  EXPECT_TRUE(runner.run({{0, 1}, {}}).empty());
+  EXPECT_EQ(runner.cache_bytes(), 0u);
+  EXPECT_EQ(runner.run({{}, {{0, {5, 6}, {1}}}}), first);
+  EXPECT_EQ(runner.run({{0, 17}, {{0, {5, 6}, {1}}}}), first);  // dropped first; 17 was never there
+}
+
+}  // namespace
+}  // namespace tandem::engine
