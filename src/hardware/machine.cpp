@@ -3,6 +3,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #if defined(__APPLE__)
 #include <mach/mach.h>
 #else
@@ -36,7 +38,8 @@ ProcessMemory process_memory() {
 #else
   constexpr std::uint64_t unit = 1024;
 #endif
-  return {resident_bytes(), static_cast<std::uint64_t>(usage.ru_maxrss) * unit};
+  const std::uint64_t now = resident_bytes();
+  return {now, std::max(now, static_cast<std::uint64_t>(usage.ru_maxrss) * unit)};
 }
 
 std::string host_name() {
