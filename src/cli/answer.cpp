@@ -6,6 +6,7 @@
 #include "base/bounded_queue.h"
 #include "base/error.h"
 #include "base/limits.h"
+#include "cli/terminal.h"
 #include "text/answer_text.h"
 
 namespace tandem::cli {
@@ -77,6 +78,17 @@ class EventStream {
 
 double rate(int tokens, double seconds) { return seconds > 0 ? tokens / seconds : 0; }
 
+// "23 tokens, 41.2 tokens/s · prompt 14 tokens, 310 tokens/s"
+std::string describe_speed(const Answer& answer) {
+  const auto& done = answer.done;
+  return fmt::format("{} tokens, {:.1f} tokens/s · prompt {} tokens, {:.0f} tokens/s{}",
+                     done.generated_tokens, answer.decode_tokens_per_s(), done.prompt_tokens,
+                     answer.prefill_tokens_per_s(),
+                     done.reason == engine::FinishReason::length      ? " · stopped at the limit"
+                     : done.reason == engine::FinishReason::cancelled ? " · stopped by Ctrl-C"
+                                                                      : "");
+}
+
 }  // namespace
 
 // The first token comes out of the prefill; the others take decode_s.
@@ -106,6 +118,14 @@ Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
   }
 }
 
+Answer print_answer(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
+                    engine::GenerateRequest request) {
+  auto answer = generate(conductor, tokenizer, std::move(request), print_result);
+  print_result("\n");
+  fmt::print(stderr, "{}\n", dim(describe_speed(answer)));
+  return answer;
+}
+
 engine::NllEvent score(cluster::Conductor& conductor, engine::ScoreRequest request,
                        const std::function<void(const engine::LogitsEvent&)>& on_logits) {
   engine::NllEvent result;
@@ -116,16 +136,6 @@ engine::NllEvent score(cluster::Conductor& conductor, engine::ScoreRequest reque
     if (const auto* nll = std::get_if<engine::NllEvent>(&event)) result = *nll;
     if (std::holds_alternative<engine::DoneEvent>(event)) return result;
   }
-}
-
-std::string describe_speed(const Answer& answer) {
-  const auto& done = answer.done;
-  return fmt::format("{} tokens, {:.1f} tokens/s · prompt {} tokens, {:.0f} tokens/s{}",
-                     done.generated_tokens, answer.decode_tokens_per_s(), done.prompt_tokens,
-                     answer.prefill_tokens_per_s(),
-                     done.reason == engine::FinishReason::length      ? " · stopped at the limit"
-                     : done.reason == engine::FinishReason::cancelled ? " · stopped by Ctrl-C"
-                                                                      : "");
 }
 
 }  // namespace tandem::cli

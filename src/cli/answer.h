@@ -26,11 +26,12 @@ struct Answer {
 Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
                 engine::GenerateRequest request, const std::function<void(std::string_view)>& on_text);
 
+// The same, the text printed on stdout as it comes and the speed on stderr.
+Answer print_answer(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
+                    engine::GenerateRequest request);
+
 // Waits for a score; on_logits is called for each position.
 engine::NllEvent score(cluster::Conductor& conductor, engine::ScoreRequest request,
                        const std::function<void(const engine::LogitsEvent&)>& on_logits);
-
-// "23 tokens, 41.2 tokens/s · prompt 14 tokens, 310 tokens/s"
-std::string describe_speed(const Answer& answer);
 
 }  // namespace tandem::cli

@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 #include <signal.h>
 
-#include <cstdio>
-
 #include "base/error.h"
 #include "cli/answer.h"
 #include "cli/line_editor.h"
@@ -30,13 +28,7 @@ void answer_line(cluster::Conductor& conductor, const server::ServedModel& model
   try {
     engine::GenerateRequest request{0, model.chat_prompt(messages), options.max_tokens, model.config.end_ids,
                                     options.sampling};
-    const auto answer = generate(conductor, model.tokenizer, std::move(request), [](std::string_view piece) {
-      fmt::print("{}", piece);
-      std::fflush(stdout);
-    });
-    fmt::print("\n");
-    std::fflush(stdout);
-    fmt::print(stderr, "{}\n", dim(describe_speed(answer)));
+    const auto answer = print_answer(conductor, model.tokenizer, std::move(request));
     messages.push_back({{"role", "assistant"}, {"content", answer.text}});
   } catch (const InputError& error) {
     messages.erase(messages.size() - 1);

@@ -1,7 +1,5 @@
 #include <fmt/format.h>
 
-#include <cstdio>
-
 #include "cli/answer.h"
 #include "cli/chat.h"
 #include "cli/demo_model.h"
@@ -28,14 +26,8 @@ void ask(cluster::Conductor& conductor, const server::ServedModel& model, const 
   engine::Sampling sampling;
   sampling.temperature = 0;
   engine::GenerateRequest request{0, model.chat_prompt(messages), 0, model.config.end_ids, sampling};
-  fmt::print("\n{}\n", bold(fmt::format("> {}", question)));
-  const auto answer = generate(conductor, model.tokenizer, std::move(request), [](std::string_view piece) {
-    fmt::print("{}", piece);
-    std::fflush(stdout);
-  });
-  fmt::print("\n");
-  std::fflush(stdout);
-  fmt::print(stderr, "{}\n", dim(describe_speed(answer)));
+  print_result(fmt::format("\n> {}\n", question));
+  print_answer(conductor, model.tokenizer, std::move(request));
 }
 
 int run(const DemoFlags& flags) {

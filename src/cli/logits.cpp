@@ -1,11 +1,10 @@
-#include <fmt/format.h>
-
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "cli/answer.h"
 #include "cli/ids_input.h"
 #include "cli/session.h"
+#include "cli/terminal.h"
 #include "cli/verbs.h"
 
 namespace tandem::cli {
@@ -29,7 +28,7 @@ void run(const LogitsFlags& flags) {
   const auto plan = make_plan(flags.cluster, models::load_config(folder));
   const auto conductor = start(folder, plan, flags.cluster);
   score(*conductor, std::move(request), [](const engine::LogitsEvent& event) {
-    fmt::print("{}\n", nlohmann::json{{"position", event.position}, {"logits", event.logits}}.dump());
+    print_result(nlohmann::json{{"position", event.position}, {"logits", event.logits}}.dump() + '\n');
   });
 }
 

@@ -1,5 +1,7 @@
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -7,13 +9,24 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "cluster/worker.h"
 
 namespace {
 
-constexpr int exit_lost = 1;   // a worker, a link, or a bug of ours
-constexpr int exit_input = 2;  // the user can mend it
+constexpr int exit_lost = 1;    // a worker, a link, or a bug of ours
+constexpr int exit_pipe = 141;  // as a shell shows the death by SIGPIPE
+constexpr int exit_input = 2;   // the user can mend it
+
+// A descriptor of the standard three that is closed would go to the next file opened. /dev/null takes its
+// place; as stdout one that cannot be written, so that a lost result is an error.
+void open_standard_descriptors() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(descriptor, F_GETFD) >= 0) continue;
+    ::open("/dev/null", descriptor == STDOUT_FILENO ? O_RDONLY : O_RDWR);
+  }
+}
 
 int run_program(int argc, char** argv) {
   CLI::App program("One workstation out of several machines: runs language models split over them.",
@@ -46,6 +59,7 @@ int run_program(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_standard_descriptors();
   // The conductor's side of `ssh host tandem worker`; not a verb for users.
   if (argc == 2 && std::string_view(argv[1]) == "worker") return tandem::cluster::worker_main();
   ::signal(SIGPIPE, SIG_IGN);
@@ -56,6 +70,10 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "tandem: {}\n", error.what());
     return exit_input;
   } catch (const tandem::ClusterError& error) {
+    fmt::print(stderr, "tandem: {}\n", error.what());
+    return exit_lost;
+  } catch (const tandem::cli::OutputError& error) {
+    if (error.broken_pipe()) return exit_pipe;
     fmt::print(stderr, "tandem: {}\n", error.what());
     return exit_lost;
   } catch (const std::exception& error) {

@@ -9,6 +9,7 @@
 #include "cli/answer.h"
 #include "cli/ids_input.h"
 #include "cli/session.h"
+#include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "text/tokenizer.h"
 
@@ -50,9 +51,8 @@ void run(const PerplexityFlags& flags) {
     tokens += nll.tokens;
   }
   const double mean_nll = sum_nll / tokens;
-  fmt::print(
-      "{}\n",
-      nlohmann::json{{"mean_nll", mean_nll}, {"perplexity", std::exp(mean_nll)}, {"tokens", tokens}}.dump());
+  const nlohmann::json result{{"mean_nll", mean_nll}, {"perplexity", std::exp(mean_nll)}, {"tokens", tokens}};
+  print_result(result.dump() + '\n');
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <cstdio>
 #include <iostream>
 #include <iterator>
 
@@ -51,24 +50,19 @@ void print_json(const Answer& answer, const RunFlags& flags, const engine::Sampl
       {"prefill_tokens_per_s", answer.prefill_tokens_per_s()},
       {"decode_tokens_per_s", answer.decode_tokens_per_s()},
       {"ranks", ranks_json(conductor)}};
-  fmt::print("{}\n", object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  print_result(object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + '\n');
 }
 
 int answer_once(const RunFlags& flags, const server::ServedModel& model, cluster::Conductor& conductor) {
   const auto sampling = flags.sampling.sampling(model);
   engine::GenerateRequest request{0, prompt_ids(flags, model), flags.sampling.max_tokens,
                                   model.config.end_ids, sampling};
-  const auto answer = generate(conductor, model.tokenizer, std::move(request), [&](std::string_view piece) {
-    if (flags.json) return;
-    fmt::print("{}", piece);
-    std::fflush(stdout);
-  });
+  Answer answer;
   if (flags.json) {
+    answer = generate(conductor, model.tokenizer, std::move(request), [](std::string_view) {});
     print_json(answer, flags, sampling, model, conductor);
   } else {
-    fmt::print("\n");
-    std::fflush(stdout);
-    fmt::print(stderr, "{}\n", dim(describe_speed(answer)));
+    answer = print_answer(conductor, model.tokenizer, std::move(request));
   }
   return answer.done.reason == engine::FinishReason::cancelled ? exit_interrupted : 0;
 }

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 
 #include "cli/environment.h"
 
@@ -26,6 +28,15 @@ std::size_t width(const std::string& text) {
 
 bool stdin_is_terminal() { return ::isatty(STDIN_FILENO) != 0; }
 bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+OutputError::OutputError(int error)
+    : std::runtime_error(fmt::format("cannot write the result: {}", std::strerror(error))),
+      broken_pipe_(error == EPIPE) {}
+
+void print_result(std::string_view text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (!written || std::fflush(stdout) != 0) throw OutputError(errno);
+}
 
 std::string format_bytes(std::uint64_t bytes) {
   static constexpr std::array<const char*, 5> units{"B", "kB", "MB", "GB", "TB"};

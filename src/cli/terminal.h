@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cluster/protocol.h"
@@ -11,6 +13,19 @@ namespace tandem::cli {
 
 bool stdin_is_terminal();
 bool stderr_is_terminal();
+
+// stdout cannot take a result. `broken_pipe`: whoever read it has gone, as after `| head`.
+class OutputError : public std::runtime_error {
+ public:
+  explicit OutputError(int error);
+  bool broken_pipe() const { return broken_pipe_; }
+
+ private:
+  bool broken_pipe_;
+};
+
+// Writes a result, or a piece of one, to stdout at once. OutputError where that fails.
+void print_result(std::string_view text);
 
 // "9.9 MB", decimal units.
 std::string format_bytes(std::uint64_t bytes);

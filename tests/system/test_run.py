@@ -1,9 +1,10 @@
 """`tandem run`, `demo`, `logits`, `perplexity` as a user types them."""
 import json
 import math
+import subprocess
 
 import pytest
-from conftest import DEMO_MODEL, GOLDEN, ROOT, run_tandem
+from conftest import DEMO_MODEL, GOLDEN, PROGRAM, ROOT, run_tandem
 
 CASES = GOLDEN["cases"]
 
@@ -134,3 +135,16 @@ def test_help_of_every_verb():
         text = run_tandem(verb, "--help").stdout.decode()
         for option in ("--ranks", "--device", "--plan", "--hosts"):
             assert option in text
+
+
+@pytest.mark.parametrize("redirection, code, message", [
+    ("> /dev/full", 1, "cannot write the result: No space left on device"),
+    (">&-", 1, "cannot write the result"),
+    ("| head -c 1 >/dev/null; exit ${PIPESTATUS[0]}", 141, ""),
+    ("2>&-", 0, ""),
+])
+def test_a_result_that_cannot_be_written(redirection, code, message):
+    done = subprocess.run(["bash", "-c", f"{PROGRAM} logits {DEMO_MODEL} --ids 5,6,7 {redirection}"],
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert done.returncode == code
+    assert message in done.stderr.decode() and done.stderr.count(b"\n") == (message != "")
