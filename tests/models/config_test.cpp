@@ -1,0 +1,114 @@
+#include "models/config.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+
+namespace tandem::models {
+namespace {
+
+using nlohmann::json;
+
+json valid() {
+  return json::parse(
+      R"({"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5, "rope_theta": 500000.0})");
+}
+
+ModelConfig parsed(const json& changes) {
+  json config = valid();
+  config.update(changes);
+  return parse_config(config);
+}
+
+TEST(Config, RefusesWithTheFieldsName) {
+  struct Row {
+    json changes;
+    std::vector<std::string> words;
+  };
+  const Row rows[] = {
+      {{{"model_type", "mamba"}}, {"model_type", "mamba"}},
+      {{{"model_type", nullptr}}, {"model_type"}},
+      {{{"num_hidden_layers", 0}}, {"num_hidden_layers", "0"}},
+      {{{"num_hidden_layers", 2.5}}, {"num_hidden_layers", "2.5"}},
+      {{{"num_hidden_layers", 1e9}}, {"num_hidden_layers"}},
+      {{{"hidden_size", "64"}}, {"hidden_size", "\"64\""}},
+      {{{"vocab_size", nullptr}}, {"vocab_size", "missing"}},
+      {{{"num_key_value_heads", 3}}, {"num_key_value_heads", "3"}},
+      {{{"head_dim", 7}}, {"7", "even"}},
+      {{{"rms_norm_eps", -1}}, {"rms_norm_eps", "-1"}},
+      {{{"hidden_act", "gelu"}}, {"hidden_act", "gelu"}},
+      {{{"tie_word_embeddings", 1}}, {"tie_word_embeddings"}},
+      {{{"eos_token_id", "x"}}, {"eos_token_id"}},
+      {{{"eos_token_id", {1, -2}}}, {"eos_token_id"}},
+      {{{"rope_scaling", {{"type", "spiral"}}}}, {"spiral"}},
+      {{{"rope_scaling", {{"type", "linear"}}}}, {"factor"}},
+      {{{"rope_scaling", 5}}, {"rope_scaling"}},
+      {{{"rope_parameters",
+         {{"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 4}, {"high_freq_factor", 1}}}},
+       {"high_freq_factor"}},
+      {{{"partial_rotary_factor", 0.5}}, {"partial_rotary_factor"}},
+      {{{"quantization_config", {{"bits", 4}}}}, {"quantized"}},
+      {{{"model_type", "mistral"}, {"sliding_window", 0}}, {"sliding_window"}},
+  };
+  for (const auto& row : rows) {
+    try {
+      parsed(row.changes);
+      ADD_FAILURE() << row.changes << " was accepted";
+    } catch (const InputError& error) {
+      for (const auto& word : row.words) {
+        EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+      }
+    }
+  }
+}
+
+TEST(Config, BothSpellingsOfRopeSayTheSame) {
+  const json scaling{{"factor", 8.0}, {"original_max_position_embeddings", 32}, {"beta_fast", 16}};
+  json old_way = scaling, new_way = scaling;
+  old_way["type"] = "yarn";
+  new_way["rope_type"] = "yarn";
+  new_way["rope_theta"] = 12345.0;
+  const auto a = parsed({{"rope_theta", 12345.0}, {"rope_scaling", old_way}}).rope;
+  const auto b = parsed({{"rope_parameters", new_way}}).rope;
+  EXPECT_EQ(a.kind, RopeConfig::Kind::yarn);
+  EXPECT_EQ(b.kind, a.kind);
+  EXPECT_EQ(a.theta, 12345.0);
+  EXPECT_EQ(b.theta, a.theta);
+  EXPECT_EQ(a.original_context, 32);
+  EXPECT_EQ(b.original_context, 32);
+  EXPECT_EQ(a.beta_fast, 16);
+  EXPECT_NEAR(a.attention_factor, 0.1 * std::log(8.0) + 1, 1e-12);
+}
+
+TEST(Config, FamiliesDiffer) {
+  EXPECT_FALSE(parsed(json::object()).qkv_bias);
+  const auto qwen2 = parsed({{"model_type", "qwen2"}});
+  EXPECT_TRUE(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.query_key_norm);
+  EXPECT_TRUE(parsed({{"model_type", "qwen3"}}).query_key_norm);
+  const auto biased = parsed({{"attention_bias", true}, {"mlp_bias", true}});
+  EXPECT_TRUE(biased.qkv_bias && biased.output_bias && biased.mlp_bias);
+  EXPECT_EQ(parsed({{"head_dim", 16}}).sizes.head_dim, 16);
+  EXPECT_EQ(parsed({{"num_key_value_heads", nullptr}}).sizes.kv_heads, 8);
+  EXPECT_EQ(parsed({{"eos_token_id", {5, 6}}}).end_ids, (std::vector<int>{5, 6}));
+}
+
+TEST(Config, Windows) {
+  using Windows = std::vector<int>;
+  EXPECT_EQ(parsed({{"sliding_window", 16}}).windows, Windows(4, 0));  // llama has none
+  EXPECT_EQ(parsed({{"model_type", "mistral"}, {"sliding_window", 16}}).windows, Windows(4, 16));
+  EXPECT_EQ(parsed({{"model_type", "mistral"}, {"sliding_window", nullptr}}).windows, Windows(4, 0));
+  const json qwen{{"model_type", "qwen2"}, {"sliding_window", 16}, {"max_window_layers", 3}};
+  EXPECT_EQ(parsed(qwen).windows, Windows(4, 0));  // use_sliding_window is false
+  json used = qwen;
+  used["use_sliding_window"] = true;
+  EXPECT_EQ(parsed(used).windows, (Windows{0, 0, 0, 16}));
+  used["layer_types"] = {"sliding_attention", "full_attention", "full_attention", "full_attention"};
+  EXPECT_EQ(parsed(used).windows, (Windows{16, 0, 0, 0}));
+}
+
+}  // namespace
+}  // namespace tandem::models
