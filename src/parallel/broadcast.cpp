@@ -9,9 +9,11 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <stdexcept>
 
 #include "base/error.h"
 #include "base/limits.h"
+#include "parallel/tcp_group.h"
 
 namespace tandem::parallel {
 namespace {
@@ -23,7 +25,12 @@ std::vector<std::uint8_t> sum_bytes(const mx::distributed::Group& group,
                                     const std::vector<std::uint8_t>& bytes) {
   const mx::array own(bytes.begin(), {static_cast<int>(bytes.size())}, mx::uint8);
   mx::array all = mx::distributed::all_sum(own, group, mx::Device::cpu);
-  mx::eval(all);
+  try {
+    mx::eval(all);
+  } catch (const std::runtime_error&) {
+    check(group);
+    throw;
+  }
   return {all.data<std::uint8_t>(), all.data<std::uint8_t>() + all.size()};
 }
 

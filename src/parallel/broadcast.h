@@ -9,7 +9,7 @@
 namespace tandem::parallel {
 
 // `bytes` of rank `root`, on every rank; the others' argument is ignored. One small collective where the
-// bytes fit it, else two. Throws what the group throws.
+// bytes fit it, else two. ClusterError where the group has lost a rank.
 std::vector<std::uint8_t> broadcast(const mlx::core::distributed::Group& group,
                                     std::vector<std::uint8_t> bytes, int root);
 

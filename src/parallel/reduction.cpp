@@ -3,6 +3,8 @@
 #include <mlx/types/half_types.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <stdexcept>
 #include <type_traits>
 
@@ -11,8 +13,44 @@ namespace {
 
 namespace mx = mlx::core;
 
-template <typename T, typename Accumulator, typename Op>
+// The upper half of a float. By its bits rather than MLX's type, so that loops over it vectorise.
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+float widen(Bfloat16 value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16); }
+float widen(mx::float16_t value) { return static_cast<float>(value); }
+template <typename T>
+T widen(T value) {
+  return value;
+}
+
+void narrow(float value, Bfloat16& out) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
+  out.bits = static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0);
+}
+void narrow(float value, mx::float16_t& out) { out = static_cast<mx::float16_t>(value); }
+template <typename T>
+void narrow(T value, T& out) {
+  out = value;
+}
+
+// Integers wrap around, bools are or-ed.
+template <typename T>
+T add(T a, T b) {
+  if constexpr (std::is_same_v<T, bool>) {
+    return a || b;
+  } else if constexpr (std::is_integral_v<T>) {
+    return static_cast<T>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
+  } else {
+    return a + b;
+  }
+}
+
+template <typename T, typename Op>
 void reduce_typed(std::span<const char* const> parts, char* out, std::size_t count, Op op) {
+  using Accumulator = decltype(widen(T{}));
   // Blocks stay in the first-level cache while the parts are added.
   constexpr std::size_t block = 1024;
   Accumulator sums[block];
@@ -20,28 +58,27 @@ void reduce_typed(std::span<const char* const> parts, char* out, std::size_t cou
     const std::size_t size = std::min(block, count - first);
     for (std::size_t part = 0; part < parts.size(); ++part) {
       const T* values = reinterpret_cast<const T*>(parts[part]) + first;
-      for (std::size_t i = 0; i < size; ++i) {
-        const auto value = static_cast<Accumulator>(values[i]);
-        sums[i] = part == 0 ? value : op(sums[i], value);
+      if (part == 0) {
+        for (std::size_t i = 0; i < size; ++i) sums[i] = widen(values[i]);
+      } else {
+        for (std::size_t i = 0; i < size; ++i) sums[i] = op(sums[i], widen(values[i]));
       }
     }
     T* target = reinterpret_cast<T*>(out) + first;
-    for (std::size_t i = 0; i < size; ++i) target[i] = static_cast<T>(sums[i]);
+    for (std::size_t i = 0; i < size; ++i) narrow(sums[i], target[i]);
   }
 }
 
 template <typename T>
 void reduce_any(ReduceOp op, std::span<const char* const> parts, char* out, std::size_t count) {
-  constexpr bool half = std::is_same_v<T, mx::float16_t> || std::is_same_v<T, mx::bfloat16_t>;
-  using Accumulator = std::conditional_t<half, float, T>;
   switch (op) {
     case ReduceOp::sum:
-      return reduce_typed<T, Accumulator>(parts, out, count,
-                                          [](auto a, auto b) { return static_cast<Accumulator>(a + b); });
+      return reduce_typed<T>(parts, out, count, [](auto a, auto b) { return add(a, b); });
+    // b != b: not a number, which wins as in mlx::core::maximum.
     case ReduceOp::max:
-      return reduce_typed<T, Accumulator>(parts, out, count, [](auto a, auto b) { return b > a ? b : a; });
+      return reduce_typed<T>(parts, out, count, [](auto a, auto b) { return b > a || b != b ? b : a; });
     case ReduceOp::min:
-      return reduce_typed<T, Accumulator>(parts, out, count, [](auto a, auto b) { return b < a ? b : a; });
+      return reduce_typed<T>(parts, out, count, [](auto a, auto b) { return b < a || b != b ? b : a; });
   }
 }
 
@@ -70,7 +107,7 @@ void reduce(ReduceOp op, mx::Dtype dtype, std::span<const char* const> parts, ch
     case mx::Dtype::Val::float16:
       return reduce_any<mx::float16_t>(op, parts, out, count);
     case mx::Dtype::Val::bfloat16:
-      return reduce_any<mx::bfloat16_t>(op, parts, out, count);
+      return reduce_any<Bfloat16>(op, parts, out, count);
     case mx::Dtype::Val::float32:
       return reduce_any<float>(op, parts, out, count);
     case mx::Dtype::Val::float64:

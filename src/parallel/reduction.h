@@ -11,7 +11,8 @@ namespace tandem::parallel {
 enum class ReduceOp { sum, max, min };
 
 // out[i] = parts[0][i] op parts[1][i] op …, of `count` elements; `out` may be one of the parts. float16 and
-// bfloat16 are summed in float32 and rounded once. std::invalid_argument for complex64.
+// bfloat16 are summed in float32 and rounded once; integers wrap around; a sum of bools is their or; max and
+// min of a NaN are NaN. std::invalid_argument for complex64.
 void reduce(ReduceOp op, mlx::core::Dtype dtype, std::span<const char* const> parts, char* out,
             std::size_t count);
 

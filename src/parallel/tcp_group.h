@@ -2,9 +2,8 @@
 //
 // Reductions are summed in rank order, so all ranks hold the same bits. The caller's thread (MLX's CPU
 // stream) moves the data itself with non-blocking sockets; there is no helper thread. Each connection proves
-// the group's secret before anything else crosses it: both ends send a 32-byte random nonce, then
-// HMAC-SHA256(secret, role ‖ both nonces ‖ both ranks) (RFC 2104, FIPS 180-4); an end that cannot within
-// limits::handshake is closed and the listener goes on.
+// the group's secret before anything else crosses it (parallel/tcp_handshake.h). The data itself is neither
+// encrypted nor authenticated.
 #pragma once
 
 #include <mlx/distributed/distributed.h>
@@ -42,15 +41,32 @@ class TcpListener {
   Endpoint endpoint_;
 };
 
+// The longest waits of a group; tests take shorter ones.
+struct TcpTimeouts {
+  std::chrono::milliseconds connect = limits::connect;        // until all ranks are there
+  std::chrono::milliseconds collective = limits::collective;  // of a peer with which nothing moves
+};
+
 // Joins the group: rank r connects to every rank below it (each address in turn) and accepts every rank above
-// it. Returns when all are connected and proved. Throws ClusterError that names the rank that is missing
-// after limits::connect. The group's operations (all_sum, all_gather, all_max, all_min, sum_scatter, send,
-// recv; `split` makes a subgroup over the same connections) throw ClusterError that names the rank that
-// closed, fell out of step or stalled past `timeout`; MLX rethrows it where the result is evaluated.
+// it. Returns when all are connected and proved; ClusterError names the ranks that are missing after
+// timeouts.connect.
+//
+// The operations all_sum, all_max, all_min, all_gather, sum_scatter, send and recv of mlx/distributed/ops.h
+// run on the CPU stream. Every rank calls the same ones in the same order; send returns once the kernel has
+// the bytes. `split` makes a subgroup over the same connections, waits for all ranks and for the caller's CPU
+// stream, and may be called limits::splits_of_a_group times on a group.
+//
+// A rank that closes, falls out of step or stalls ends the group: the operation and every later one, of
+// subgroups too, throw a ClusterError that names it, at once. MLX carries the message, but not the type, from
+// its stream to the thread that evaluates: eval, wait, synchronize or a later async_eval throws
+// std::runtime_error, once or, with more operations queued, a few times. The arrays concerned then count as
+// evaluated but hold undefined values: whoever catches drops them, and calls check() for the ClusterError.
 mlx::core::distributed::Group join_tcp_group(const TcpListener& listener, int rank,
                                              const std::vector<Endpoint>& endpoints,
-                                             const std::string& secret,
-                                             std::chrono::milliseconds timeout = limits::collective);
+                                             const std::string& secret, const TcpTimeouts& timeouts = {});
+
+// Throws the ClusterError that ended the group, if one did. Does nothing for groups of MLX's own backends.
+void check(const mlx::core::distributed::Group& group);
 
 // A group of one rank: every collective is the identity.
 mlx::core::distributed::Group single_rank_group();

@@ -6,27 +6,23 @@
 //   connecting → accepting   proof (32)
 //   accepting → connecting   one byte, 1
 //
-// A proof is HMAC-SHA256(secret, role ‖ nonce of the connecting ‖ nonce of the accepting ‖ both ranks).
+// A proof is HMAC-SHA256(secret, role ‖ nonce of the connecting ‖ nonce of the accepting ‖ both ranks), the
+// role 'C' of the connecting or 'A' of the accepting side (RFC 2104, FIPS 180-4).
 #pragma once
 
-#include <chrono>
 #include <string>
 #include <vector>
 
 #include "parallel/tcp_group.h"
+#include "parallel/tcp_socket.h"
 
 namespace tandem::parallel {
 
-using Deadline = std::chrono::steady_clock::time_point;
-
-// A proved connection (a non-blocking descriptor) to `peer`, by the first of its addresses that answers
-// rightly. ClusterError where none does before the deadline.
-int connect_to_peer(const Endpoint& endpoint, int rank, int peer, const std::string& secret,
-                    Deadline deadline);
-
-// Proved connections of every rank above `rank`, at index peer; -1 elsewhere. Strangers are dropped after
-// limits::handshake and delay nobody. ClusterError names the ranks that have not come by the deadline.
-std::vector<int> accept_peers(const TcpListener& listener, int rank, int world, const std::string& secret,
-                              Deadline deadline);
+// The proved connections of `rank` to every other, at the index of the peer. Connects to every rank below, at
+// the first of its addresses that answers rightly, then accepts every rank above; strangers are dropped after
+// limits::handshake and delay nobody. ClusterError names the ranks that are missing at the deadline.
+std::vector<TcpSocket> connect_ranks(const TcpListener& listener, int rank,
+                                     const std::vector<Endpoint>& endpoints, const std::string& secret,
+                                     Deadline deadline);
 
 }  // namespace tandem::parallel

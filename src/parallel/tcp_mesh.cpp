@@ -4,9 +4,7 @@
 #include <fmt/ranges.h>
 #include <poll.h>
 #include <sched.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -15,164 +13,221 @@
 
 #include "base/error.h"
 #include "base/limits.h"
-#include "parallel/tcp_handshake.h"
 
 namespace tandem::parallel {
 namespace {
 
 using std::chrono::steady_clock;
 
-constexpr std::uint32_t frame_magic = 0x314d4454;  // "TDM1"
+constexpr std::uint32_t frame_magic = 0x324d4454;  // "TDM2"
 
+// Little-endian on the wire, as every machine Tandem runs on.
 struct Frame {
   std::uint32_t magic = frame_magic;
-  std::uint16_t kind = 0;
+  std::uint8_t kind = 0;
+  std::uint8_t element = 0;
   std::uint16_t channel = 0;
-  std::uint64_t sequence = 0;
+  std::uint64_t number = 0;
   std::uint64_t bytes = 0;
 };
 static_assert(sizeof(Frame) == 24);
+
+const char* name_of(std::uint8_t kind) {
+  switch (static_cast<FrameKind>(kind)) {
+    case FrameKind::all_sum:
+      return "all_sum";
+    case FrameKind::all_max:
+      return "all_max";
+    case FrameKind::all_min:
+      return "all_min";
+    case FrameKind::all_gather:
+      return "all_gather";
+    case FrameKind::sum_scatter:
+      return "sum_scatter";
+    case FrameKind::message:
+      return "send";
+    case FrameKind::split:
+      return "split";
+  }
+  return "an unknown operation";
+}
+
+std::string describe(const Frame& frame) {
+  if (frame.magic != frame_magic) return "something that is no frame";
+  return fmt::format("{} of {} bytes (type {}, group {}, number {})", name_of(frame.kind), frame.bytes,
+                     frame.element, frame.channel, frame.number);
+}
 
 }  // namespace
 
 // One transfer in progress.
 class TcpMesh::Flow {
  public:
-  Flow(Peer& peer, const Transfer& transfer, FrameKind kind, std::uint16_t channel)
-      : peer_(&peer), transfer_(transfer) {
-    const auto frame = [&](std::uint64_t sequence, std::size_t bytes) {
-      return Frame{frame_magic, static_cast<std::uint16_t>(kind), channel, sequence, bytes};
+  Flow(Peer& peer, const Transfer& transfer, const Operation& operation)
+      : socket_(&peer.socket),
+        peer_(transfer.peer),
+        operation_(name_of(static_cast<std::uint8_t>(operation.kind))) {
+    const auto frame = [&](std::uint64_t number, std::size_t bytes) {
+      return Frame{frame_magic,
+                   static_cast<std::uint8_t>(operation.kind),
+                   operation.element,
+                   operation.channel,
+                   number,
+                   bytes};
     };
-    if (!transfer.outgoing.empty()) own_ = frame(peer.sent_frames++, transfer.outgoing.size());
-    if (!transfer.incoming.empty()) expected_ = frame(peer.received_frames++, transfer.incoming.size());
-    to_send_ = transfer.outgoing.empty() ? 0 : sizeof(Frame) + transfer.outgoing.size();
-    to_receive_ = transfer.incoming.empty() ? 0 : sizeof(Frame) + transfer.incoming.size();
+    if (transfer.outgoing) {
+      outgoing_ = *transfer.outgoing;
+      own_ = frame(peer.sent_frames++, outgoing_.size());
+      to_send_ = sizeof(Frame) + outgoing_.size();
+    }
+    if (transfer.incoming) {
+      incoming_ = *transfer.incoming;
+      expected_ = frame(peer.received_frames++, incoming_.size());
+      to_receive_ = sizeof(Frame) + incoming_.size();
+    }
   }
 
   bool sends() const { return sent_ < to_send_; }
   bool receives() const { return received_ < to_receive_; }
-  int peer() const { return transfer_.peer; }
+  bool finished() const { return !sends() && !receives(); }
   pollfd polled() const {
-    return {peer_->descriptor, static_cast<short>((sends() ? POLLOUT : 0) | (receives() ? POLLIN : 0)), 0};
+    return {socket_->descriptor(), static_cast<short>((sends() ? POLLOUT : 0) | (receives() ? POLLIN : 0)),
+            0};
   }
+  Deadline last_move() const { return last_move_; }
 
   // Moves what the socket takes and gives; whether anything moved.
-  bool move() {
-    const bool moved_out = sends() && account(send_some(), sent_);
-    const bool moved_in = receives() && account(receive_some(), received_);
+  bool move(Deadline now) {
+    const bool moved_out = sends() && send_some();
+    const bool moved_in = receives() && receive_some();
+    if (moved_out || moved_in) last_move_ = now;
     return moved_out || moved_in;
   }
 
+  std::string stall(std::chrono::milliseconds timeout) const {
+    return fmt::format("rank {} {} nothing for {} s during {}", peer_, receives() ? "sent" : "took",
+                       static_cast<double>(timeout.count()) / 1000, operation_);
+  }
+
  private:
-  // The parts of (frame, payload) from byte `done` on.
+  // Of the frame and then the payload, what follows the first `done` bytes.
   static std::array<iovec, 2> rest(Frame& frame, const char* payload, std::size_t payload_bytes,
                                    std::size_t done) {
     const std::size_t of_frame = std::min(done, sizeof(Frame)), of_payload = done - of_frame;
+    const std::size_t left = std::min(payload_bytes - of_payload, limits::socket_call_bytes);
     return {{{reinterpret_cast<char*>(&frame) + of_frame, sizeof(Frame) - of_frame},
-             {const_cast<char*>(payload) + of_payload, payload_bytes - of_payload}}};
+             {const_cast<char*>(payload) + of_payload, left}}};
   }
 
-  ssize_t send_some() {
-    auto parts = rest(own_, transfer_.outgoing.data(), transfer_.outgoing.size(), sent_);
+  bool send_some() {
+    auto parts = rest(own_, outgoing_.data(), outgoing_.size(), sent_);
     msghdr message{};
     message.msg_iov = parts.data();
     message.msg_iovlen = parts.size();
-    return ::sendmsg(peer_->descriptor, &message, MSG_NOSIGNAL);
+    const auto sent = ::sendmsg(socket_->descriptor(), &message, no_signal);
+    return account(sent, sent_);
   }
 
   // Never reads past this transfer: what follows belongs to a later one.
-  ssize_t receive_some() {
-    auto parts = rest(got_, transfer_.incoming.data(), transfer_.incoming.size(), received_);
+  bool receive_some() {
+    auto parts = rest(got_, incoming_.data(), incoming_.size(), received_);
+    msghdr message{};
+    message.msg_iov = parts.data();
+    message.msg_iovlen = parts.size();
     const bool in_frame = received_ < sizeof(Frame);
-    const auto got = in_frame ? ::recv(peer_->descriptor, parts[0].iov_base, parts[0].iov_len, 0)
-                              : ::recv(peer_->descriptor, parts[1].iov_base, parts[1].iov_len, 0);
-    if (got == 0) throw ClusterError(fmt::format("rank {} closed the connection", transfer_.peer));
-    if (in_frame && got > 0 && received_ + static_cast<std::size_t>(got) == sizeof(Frame)) check_frame();
-    return got;
+    const auto got = ::recvmsg(socket_->descriptor(), &message, 0);
+    if (got == 0) throw_closed();
+    const bool moved = account(got, received_);
+    if (in_frame && received_ >= sizeof(Frame)) check_frame();
+    return moved;
   }
 
-  bool account(ssize_t bytes, std::size_t& total) {
-    if (bytes > 0) {
+  bool account(ssize_t bytes, std::size_t& total) const {
+    if (bytes >= 0) {
       total += static_cast<std::size_t>(bytes);
-      return true;
+      return bytes > 0;
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return false;
-    throw ClusterError(
-        fmt::format("the connection to rank {} broke: {}", transfer_.peer, std::strerror(errno)));
+    if (errno == EPIPE || errno == ECONNRESET) throw_closed();
+    throw ClusterError(fmt::format("the connection to rank {} broke during {}: {}", peer_, operation_,
+                                   std::strerror(errno)));
+  }
+
+  [[noreturn]] void throw_closed() const {
+    throw ClusterError(fmt::format("rank {} closed the connection during {}", peer_, operation_));
   }
 
   void check_frame() const {
     if (std::memcmp(&got_, &expected_, sizeof(Frame)) == 0) return;
-    throw ClusterError(
-        fmt::format("rank {} is out of step: it sent operation {}, number {}, of {} bytes on channel {}; "
-                    "expected operation {}, number {}, of {} bytes on channel {}",
-                    transfer_.peer, got_.kind, got_.sequence, got_.bytes, got_.channel, expected_.kind,
-                    expected_.sequence, expected_.bytes, expected_.channel));
+    throw ClusterError(fmt::format("rank {} is out of step: it sent {}, this rank expects {}", peer_,
+                                   describe(got_), describe(expected_)));
   }
 
-  Peer* peer_;
-  Transfer transfer_;
+  const TcpSocket* socket_;
+  int peer_;
+  const char* operation_;
+  std::span<const char> outgoing_;
+  std::span<char> incoming_;
   Frame own_, expected_, got_;
   std::size_t to_send_ = 0, to_receive_ = 0, sent_ = 0, received_ = 0;
+  Deadline last_move_ = steady_clock::now();
 };
 
-TcpMesh::TcpMesh(const TcpListener& listener, int rank, const std::vector<Endpoint>& endpoints,
-                 const std::string& secret, std::chrono::milliseconds timeout)
-    : rank_(rank), peers_(endpoints.size()), timeout_(timeout) {
-  const Deadline deadline = steady_clock::now() + limits::connect;
-  try {
-    for (int peer = 0; peer < rank; ++peer) {
-      peers_[peer].descriptor = connect_to_peer(endpoints[peer], rank, peer, secret, deadline);
-    }
-    const auto accepted = accept_peers(listener, rank, size(), secret, deadline);
-    for (int peer = rank + 1; peer < size(); ++peer) peers_[peer].descriptor = accepted[peer];
-  } catch (...) {
-    for (const auto& peer : peers_) {
-      if (peer.descriptor >= 0) ::close(peer.descriptor);
-    }
-    throw;
-  }
+TcpMesh::TcpMesh(int rank, std::vector<TcpSocket> sockets, std::chrono::milliseconds timeout)
+    : rank_(rank), timeout_(timeout) {
+  for (auto& socket : sockets) peers_.push_back({std::move(socket)});
 }
 
-TcpMesh::~TcpMesh() {
-  for (const auto& peer : peers_) {
-    if (peer.descriptor >= 0) ::close(peer.descriptor);
-  }
-}
-
-void TcpMesh::exchange(FrameKind kind, std::uint16_t channel, std::span<const Transfer> transfers) {
-  if (!broken_.empty()) throw ClusterError(broken_);
+void TcpMesh::exchange(const Operation& operation, std::span<const Transfer> transfers) {
+  const std::lock_guard lock(mutex_);
+  check();
   std::vector<Flow> flows;
-  for (const auto& transfer : transfers) flows.emplace_back(peers_[transfer.peer], transfer, kind, channel);
-  const auto finished = [](const Flow& flow) { return !flow.sends() && !flow.receives(); };
+  flows.reserve(transfers.size());
+  for (const auto& transfer : transfers) flows.emplace_back(peers_[transfer.peer], transfer, operation);
   try {
-    auto last_move = steady_clock::now();
-    while (true) {
-      bool moved = false;
-      for (auto& flow : flows) moved |= flow.move();
-      std::erase_if(flows, finished);
-      if (flows.empty()) return;
-      const auto now = steady_clock::now();
-      if (moved) {
-        last_move = now;
-      } else if (now - last_move < limits::spin) {
-        ::sched_yield();
-      } else if (now - last_move > timeout_) {
-        std::vector<int> stalled;
-        for (const auto& flow : flows) stalled.push_back(flow.peer());
-        throw ClusterError(fmt::format("rank {} has not answered for {} s", fmt::join(stalled, ", "),
-                                       static_cast<double>(timeout_.count()) / 1000));
-      } else {
-        std::vector<pollfd> polled;
-        for (const auto& flow : flows) polled.push_back(flow.polled());
-        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(last_move + timeout_ - now);
-        ::poll(polled.data(), polled.size(), static_cast<int>(left.count()) + 1);
-      }
-    }
+    run(flows);
   } catch (const ClusterError& error) {
-    broken_ = error.what();
+    breakage_ = error.what();
+    broken_ = true;
     throw;
   }
+}
+
+void TcpMesh::check() const {
+  if (broken_) throw ClusterError(breakage_);
+}
+
+void TcpMesh::run(std::vector<Flow>& flows) const {
+  auto last_move = steady_clock::now();
+  while (true) {
+    const auto now = steady_clock::now();
+    bool moved = false;
+    for (auto& flow : flows) moved |= flow.move(now);
+    std::erase_if(flows, [](const Flow& flow) { return flow.finished(); });
+    if (flows.empty()) return;
+    if (moved) {
+      last_move = now;
+    } else if (now - last_move < limits::spin) {
+      ::sched_yield();
+    } else {
+      sleep(flows, now);
+    }
+  }
+}
+
+// Until a socket is ready or the first flow's time is up.
+void TcpMesh::sleep(const std::vector<Flow>& flows, Deadline now) const {
+  std::vector<pollfd> polled;
+  std::vector<std::string> stalled;
+  auto first = Deadline::max();
+  for (const auto& flow : flows) {
+    polled.push_back(flow.polled());
+    const Deadline deadline = flow.last_move() + timeout_;
+    if (deadline <= now) stalled.push_back(flow.stall(timeout_));
+    first = std::min(first, deadline);
+  }
+  if (!stalled.empty()) throw ClusterError(fmt::format("{}", fmt::join(stalled, "; ")));
+  ::poll(polled.data(), polled.size(), timeout_ms(first));
 }
 
 }  // namespace tandem::parallel

@@ -28,15 +28,16 @@ class HttpError : public std::runtime_error {
   std::string code_;
 };
 
-// One request and the answer to it: at once by answer(), or as server-sent events (WHATWG HTML, section 9.2) by
-// begin_events(), any number of send_event() and end_events(). A client that goes ends the connection's coroutine.
+// One request and the answer to it: at once by answer(), or as server-sent events (WHATWG HTML, section 9.2)
+// by begin_events(), any number of send_event() and end_events(). A client that goes ends the connection's
+// coroutine.
 class Exchange {
  public:
   struct Impl;
   explicit Exchange(Impl& impl) : impl_(impl) {}
 
   const std::string& method() const;  // GET for HEAD too
-  const std::string& path() const;  // without the query
+  const std::string& path() const;    // without the query
   const std::string& body() const;
   boost::asio::any_io_executor executor() const;
 

@@ -1,0 +1,67 @@
+#include "parallel/tcp_socket.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+
+namespace tandem::parallel {
+
+using std::chrono::steady_clock;
+
+TcpSocket::TcpSocket(int descriptor) : descriptor_(descriptor) {
+  if (descriptor < 0) return;
+  const int on = 1;
+  ::fcntl(descriptor, F_SETFD, FD_CLOEXEC);
+  ::fcntl(descriptor, F_SETFL, ::fcntl(descriptor, F_GETFL) | O_NONBLOCK);
+  ::setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  ::setsockopt(descriptor, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+#if defined(SO_NOSIGPIPE)
+  ::setsockopt(descriptor, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof(on));
+#endif
+}
+
+TcpSocket::~TcpSocket() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+bool TcpSocket::send_all(const void* bytes, std::size_t size) const {
+  return ::send(descriptor_, bytes, size, no_signal) == static_cast<ssize_t>(size);
+}
+
+bool TcpSocket::receive_all(void* target, std::size_t size, Deadline deadline) const {
+  auto* at = static_cast<char*>(target);
+  while (size > 0) {
+    const auto got = ::recv(descriptor_, at, size, 0);
+    if (got > 0) {
+      at += got;
+      size -= static_cast<std::size_t>(got);
+      continue;
+    }
+    const bool later = got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+    if (!later || !wait_for(POLLIN, deadline)) return false;
+  }
+  return true;
+}
+
+bool TcpSocket::wait_for(short events, Deadline deadline) const {
+  pollfd polled{descriptor_, events, 0};
+  while (true) {
+    const int ready = ::poll(&polled, 1, timeout_ms(deadline));
+    if (ready > 0) return true;
+    if (ready == 0 || errno != EINTR) return false;
+  }
+}
+
+int timeout_ms(Deadline deadline) {
+  using std::chrono::milliseconds;
+  const auto left = std::chrono::ceil<milliseconds>(deadline - steady_clock::now()).count();
+  return static_cast<int>(std::clamp<std::int64_t>(left, 0, 1'000'000));
+}
+
+}  // namespace tandem::parallel

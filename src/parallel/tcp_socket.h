@@ -1,0 +1,49 @@
+// A stream socket that closes itself.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <chrono>
+#include <cstddef>
+#include <utility>
+
+namespace tandem::parallel {
+
+using Deadline = std::chrono::steady_clock::time_point;
+
+#if defined(MSG_NOSIGNAL)
+inline constexpr int no_signal = MSG_NOSIGNAL;
+#else
+inline constexpr int no_signal = 0;  // SO_NOSIGPIPE stands for it
+#endif
+
+class TcpSocket {
+ public:
+  TcpSocket() = default;
+  // Takes the descriptor over and makes it non-blocking, without delay, kept alive, closed on exec and free
+  // of SIGPIPE.
+  explicit TcpSocket(int descriptor);
+  TcpSocket(TcpSocket&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+  TcpSocket& operator=(TcpSocket&& other) noexcept {
+    std::swap(descriptor_, other.descriptor_);
+    return *this;
+  }
+  ~TcpSocket();
+
+  int descriptor() const { return descriptor_; }
+  explicit operator bool() const { return descriptor_ >= 0; }
+
+  // Messages of a handshake: all of `size` bytes, or false. A handshake's fit any socket buffer.
+  bool send_all(const void* bytes, std::size_t size) const;
+  bool receive_all(void* target, std::size_t size, Deadline deadline) const;
+  // For poll(2)'s `events`; false at the deadline.
+  bool wait_for(short events, Deadline deadline) const;
+
+ private:
+  int descriptor_ = -1;
+};
+
+// What is left until the deadline, for poll(2).
+int timeout_ms(Deadline deadline);
+
+}  // namespace tandem::parallel

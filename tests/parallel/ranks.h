@@ -1,0 +1,70 @@
+// Ranks as threads of one process, over loopback.
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel/tcp_group.h"
+#include "parallel/tcp_handshake.h"
+#include "parallel/tcp_mesh.h"
+
+namespace tandem::parallel {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+// Where the ranks of one test meet.
+class MeetingPoint {
+ public:
+  explicit MeetingPoint(int ranks) {
+    for (int i = 0; i < ranks; ++i) {
+      listeners_.push_back(std::make_unique<TcpListener>(/*loopback_only=*/true));
+      endpoints.push_back(listeners_.back()->endpoint());
+    }
+  }
+
+  const TcpListener& listener(int rank) const { return *listeners_[rank]; }
+
+  TcpMesh mesh(int rank, milliseconds timeout = milliseconds(5000)) const {
+    return TcpMesh(
+        rank, connect_ranks(listener(rank), rank, endpoints, secret, steady_clock::now() + timeout), timeout);
+  }
+  mlx::core::distributed::Group group(int rank, TcpTimeouts timeouts = {milliseconds(10'000),
+                                                                        milliseconds(10'000)}) const {
+    return join_tcp_group(listener(rank), rank, endpoints, secret, timeouts);
+  }
+
+  std::vector<Endpoint> endpoints;
+  std::string secret = "a secret";
+
+ private:
+  std::vector<std::unique_ptr<TcpListener>> listeners_;
+};
+
+// Runs work(rank) of every rank in its own thread; what each threw, empty where nothing.
+template <typename Work>
+std::vector<std::string> run_ranks(int ranks, Work work) {
+  std::vector<std::string> errors(ranks);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        work(rank);
+      } catch (const std::exception& error) {
+        errors[rank] = error.what();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  return errors;
+}
+
+inline double seconds_since(steady_clock::time_point start) {
+  return std::chrono::duration<double>(steady_clock::now() - start).count();
+}
+
+}  // namespace tandem::parallel
