@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <random>
+#include <algorithm>
 
 #include "base/limits.h"
 
@@ -10,148 +10,298 @@ namespace tandem::cluster {
 namespace {
 
 using nlohmann::json;
+using Phase = GroupState::Phase;
 
-Line listening(int rank) {
-  return {rank, {{"listening", Listening{"here", 100 + rank, {"127.0.0.1"}, 5000 + rank}}}};
+constexpr std::int64_t start_ms = 1'000'000;
+constexpr std::int64_t gathering = limits::failure_gathering.count();
+constexpr std::int64_t starting = limits::worker_start.count();
+
+Happening listening(int rank) {
+  return Line{rank, {{"listening", Listening{"here", 100 + rank, {"127.0.0.1"}, 5000 + rank}}}};
 }
-Line ready(int rank) { return {rank, {{"ready", Ready{1, 1, 1, "cpu"}}}}; }
-Line failed(int rank, const char* kind, const char* what) { return {rank, {{"failed", Failed{kind, what}}}}; }
-
-template <typename T>
-int count(const std::vector<Action>& actions) {
-  return static_cast<int>(std::count_if(actions.begin(), actions.end(),
-                                        [](const Action& a) { return std::holds_alternative<T>(a); }));
+Happening ready(int rank) { return Line{rank, {{"ready", Ready{10, 1, 1000, "cpu"}}}}; }
+Happening failed(int rank, const char* kind, const char* message) {
+  return Line{rank, {{"failed", Failed{kind, message}}}};
 }
+Happening killed(int rank) { return Ended{rank, "was killed by signal 9 (Killed)"}; }
+Happening exited(int rank) { return Ended{rank, "exited with code 1"}; }
 
-TEST(GroupLogic, StartsInThreeSteps) {
-  auto state = begin({"local", "studio2"}, "secret", 0);
-  EXPECT_TRUE(advance(state, listening(0), 1).empty());
-  const auto joins = advance(state, listening(1), 2);
-  ASSERT_EQ(count<Send>(joins), 2);
-  const auto join = std::get<Send>(joins[0]).object["join"].get<Join>();
-  EXPECT_EQ(join.secret, "secret");
-  EXPECT_EQ(join.ranks[1].port, 5001);
-  EXPECT_EQ(count<Loading>(advance(state, Line{0, {{"progress", Progress{1, 2}}}}, 3)), 1);
-  EXPECT_TRUE(advance(state, ready(1), 4).empty());
-  const auto go = advance(state, ready(0), 5);
-  EXPECT_EQ(count<Send>(go), 2);
-  EXPECT_EQ(count<Running>(go), 1);
-  EXPECT_EQ(count<Deliver>(advance(state, Line{0, {{"token", {{"id", 1}, {"token", 5}}}}}, 6)), 1);
-}
+struct Group {
+  explicit Group(std::vector<std::string> hosts) : state(begin(hosts, "secret", start_ms)) {}
+  explicit Group(int ranks) : Group(std::vector<std::string>(ranks, "local")) {}
 
-// The verdict on what happens to a running group of two.
-GiveUp verdict_of(const std::vector<Happening>& happenings) {
-  auto state = begin({"local", "studio2"}, "", 0);
-  for (const Happening& h : std::vector<Happening>{listening(0), listening(1), ready(0), ready(1)})
-    advance(state, h, 1);
-  std::vector<GiveUp> verdicts;
-  const auto collect = [&](const Happening& happening, std::int64_t now) {
-    for (const auto& action : advance(state, happening, now)) {
-      if (const auto* give_up = std::get_if<GiveUp>(&action)) verdicts.push_back(*give_up);
-    }
-  };
-  for (const auto& happening : happenings) collect(happening, 2);
-  collect(Tick{}, 2 + limits::failure_gathering.count());
-  collect(Tick{}, 1'000'000);
-  EXPECT_EQ(verdicts.size(), 1U);
-  return verdicts.empty() ? GiveUp{} : verdicts.front();
-}
-
-TEST(GroupLogic, NamesTheCauseInAnyOrder) {
-  const Ended killed{1, "was killed by signal 9 (Killed)"};
-  const Line echo = failed(0, "cluster", "rank 1 closed the connection");
-  const Ended after{0, "exited with code 1"};
-  const Line input = failed(1, "input", "no such file");
-  struct Row {
-    std::vector<Happening> happenings;
-    bool input;
-    const char* words;
-  };
-  const Row rows[] = {
-      {{killed, echo, after}, false, "rank 1 (on studio2): the worker was killed by signal 9"},
-      {{echo, after, killed}, false, "rank 1 (on studio2): the worker was killed by signal 9"},
-      {{echo}, false, "rank 0 (on local): rank 1 closed"},
-      {{echo, input}, true, "rank 1 (on studio2): no such file"},
-      {{input, echo}, true, "no such file"},
-      {{failed(0, "internal", "oops"), failed(1, "cluster", "rank 0 closed")}, false, "oops"},
-      {{Line{1, {{"nonsense", 1}}}}, false, "rank 1 (on studio2): its control channel is damaged"},
-      {{Line{1, {{"progress", 7}}}}, false, "damaged"},
-      {{Unreadable{0, "a line too long"}}, false, "a line too long"},
-  };
-  for (const auto& row : rows) {
-    const auto verdict = verdict_of(row.happenings);
-    EXPECT_EQ(verdict.input, row.input) << verdict.message;
-    EXPECT_NE(verdict.message.find(row.words), std::string::npos) << verdict.message;
+  std::vector<Action> happens(const Happening& happening) { return advance(state, happening, now_ms); }
+  // To the phase in which all run.
+  Group& run() {
+    for (int rank = 0; rank < size(); ++rank) happens(listening(rank));
+    for (int rank = 0; rank < size(); ++rank) happens(ready(rank));
+    EXPECT_EQ(state.phase, Phase::running);
+    return *this;
   }
-}
-
-TEST(GroupLogic, AWorkerThatSaysNothingIsNamed) {
-  auto state = begin({"local", "studio2"}, "", 0);
-  advance(state, listening(0), 1);
-  advance(state, Tick{}, limits::worker_start.count());
-  const auto actions =
-      advance(state, Tick{}, limits::worker_start.count() + limits::failure_gathering.count());
-  ASSERT_EQ(count<GiveUp>(actions), 1);
-  EXPECT_NE(std::get<GiveUp>(actions[0]).message.find("rank 1 (on studio2)"), std::string::npos);
-}
-
-// A life by seed: what happens at random must keep to the rules.
-void live(unsigned seed) {
-  std::mt19937 random(seed);
-  const int ranks = 1 + static_cast<int>(random() % 4);
-  auto state = begin(std::vector<std::string>(ranks, "local"), "", 0);
-  std::vector<int> told(ranks, 0), joins(ranks, 0), goes(ranks, 0);
-  int running = 0, give_ups = 0;
-  std::int64_t now = 0, first_failure = -1;
-  for (int step = 0; step < 60; ++step) {
-    now += static_cast<std::int64_t>(random() % 50);
-    const int rank = static_cast<int>(random() % ranks);
-    Happening happening = Tick{};
-    const auto dice = random() % 40;
-    if (dice < 25) {
-      if (told[rank] == 0)
-        happening = listening(rank), told[rank] = 1;
-      else if (told[rank] == 1 && joins[rank] > 0)
-        happening = ready(rank), told[rank] = 2;
-      else if (goes[rank] > 0)
-        happening = Line{rank, {{"token", {{"id", 1}, {"token", 2}}}}};
-    } else if (dice == 25) {
-      happening = Ended{rank, "was killed"};
-    } else if (dice == 26) {
-      happening = Unreadable{rank, "garbage"};
-    } else if (dice == 27) {
-      happening = Line{rank, {{"garbage", 1}}};
-    }
-    const bool is_failure = dice >= 25 && dice <= 27;
-    const bool over = give_ups > 0;
-    for (const auto& action : advance(state, happening, now)) {
-      if (const auto* send = std::get_if<Send>(&action)) {
-        (send->object.contains("join") ? joins : goes)[send->rank]++;
+  // The verdict, once the time to gather failures is over.
+  std::optional<GiveUp> verdict_of(const std::vector<Happening>& happenings) {
+    std::vector<GiveUp> verdicts;
+    const auto note = [&](const std::vector<Action>& actions) {
+      for (const auto& action : actions) {
+        if (const auto* give_up = std::get_if<GiveUp>(&action)) verdicts.push_back(*give_up);
       }
-      running += std::holds_alternative<Running>(action);
-      give_ups += std::holds_alternative<GiveUp>(action);
-      ASSERT_FALSE(over) << "an action after the end, seed " << seed;
-      ASSERT_FALSE(std::holds_alternative<Deliver>(action) && first_failure >= 0) << seed;
+    };
+    for (const auto& happening : happenings) {
+      note(happens(happening));
+      now_ms += 5;
     }
-    if (is_failure && first_failure < 0) first_failure = now;
-    for (int r = 0; r < ranks; ++r) {
-      ASSERT_LE(joins[r], 1) << seed;
-      ASSERT_LE(goes[r], joins[r]) << seed;
-      ASSERT_TRUE(goes[r] == 0 || std::all_of(told.begin(), told.end(), [](int t) { return t == 2; }))
-          << seed;
-    }
-    ASSERT_LE(running, 1) << seed;
-    ASSERT_LE(give_ups, 1) << seed;
+    now_ms += gathering;
+    note(happens(Tick{}));
+    note(happens(Tick{}));
+    EXPECT_LE(verdicts.size(), 1u);
+    return verdicts.empty() ? std::nullopt : std::optional(verdicts.front());
   }
-  advance(state, Tick{}, now);
-  for (const auto& action : advance(state, Tick{}, now + limits::worker_start.count() * 2)) {
-    give_ups += std::holds_alternative<GiveUp>(action);
+  int size() const { return static_cast<int>(state.ranks.size()); }
+
+  GroupState state;
+  std::int64_t now_ms = start_ms;
+};
+
+TEST(GroupLogicTest, AllListenThenJoinThenGo) {
+  Group group({"local", "studio2", "studio3"});
+  EXPECT_EQ(group.state.phase, Phase::starting);
+  EXPECT_TRUE(group.happens(listening(2)).empty());
+  EXPECT_TRUE(group.happens(listening(0)).empty());
+  auto actions = group.happens(listening(1));
+  EXPECT_EQ(group.state.phase, Phase::joining);
+  ASSERT_EQ(actions.size(), 3u);
+  for (int rank = 0; rank < 3; ++rank) {
+    const auto& send = std::get<Send>(actions[rank]);
+    EXPECT_EQ(send.rank, rank);
+    const auto join = send.object.at("join").get<Join>();
+    EXPECT_EQ(join.secret, "secret");
+    ASSERT_EQ(join.ranks.size(), 3u);
+    for (int peer = 0; peer < 3; ++peer) EXPECT_EQ(join.ranks[peer].port, 5000 + peer);
   }
-  ASSERT_TRUE(first_failure < 0 || state.phase == GroupState::Phase::failed) << seed;
+
+  actions = group.happens(Line{1, {{"progress", Progress{50, 100}}}});
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_TRUE(std::holds_alternative<Loading>(actions[0]));
+  EXPECT_EQ(group.state.ranks[1].progress.read_bytes, 50u);
+  EXPECT_TRUE(group.happens(ready(1)).empty());
+  EXPECT_TRUE(group.happens(ready(2)).empty());
+  actions = group.happens(ready(0));
+  EXPECT_EQ(group.state.phase, Phase::running);
+  ASSERT_EQ(actions.size(), 4u);
+  for (int rank = 0; rank < 3; ++rank) {
+    EXPECT_EQ(std::get<Send>(actions[rank]).rank, rank);
+    EXPECT_TRUE(std::get<Send>(actions[rank]).object.contains("go"));
+  }
+  EXPECT_TRUE(std::holds_alternative<Running>(actions[3]));
+  EXPECT_EQ(group.state.ranks[0].status.resident_bytes, 1000u);
+
+  actions = group.happens(Line{0, engine::to_json(engine::Event(engine::TokenEvent{4, 9}))});
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_EQ(std::get<engine::TokenEvent>(std::get<Deliver>(actions[0]).event).token, 9);
+  EXPECT_TRUE(group.happens(Line{2, {{"status", Status{7, 8, 9}}}}).empty());
+  EXPECT_EQ(group.state.ranks[2].status.cache_bytes, 9u);
 }
 
-TEST(GroupLogic, TenThousandLives) {
-  for (unsigned seed = 0; seed < 10'000 && !testing::Test::HasFatalFailure(); ++seed) live(seed);
+TEST(GroupLogicTest, ARunningGroupMayIdleForEver) {
+  for (const bool running : {false, true}) {
+    Group group(2);
+    if (running) {
+      group.run();
+    } else {  // loading takes as long as it takes
+      group.happens(listening(0));
+      group.happens(listening(1));
+    }
+    group.now_ms += 100 * starting;
+    EXPECT_TRUE(group.happens(Tick{}).empty());
+  }
+}
+
+// Each row in every order that keeps a rank's own happenings in theirs.
+TEST(GroupLogicTest, TheVerdictNamesTheCauseWhateverCameFirst) {
+  const struct {
+    const char* name;
+    std::vector<std::string> hosts;
+    std::vector<std::vector<Happening>> of_ranks;
+    bool input;
+    const char* message;
+  } table[] = {
+      {"killed, its peer complains",
+       {"local", "local"},
+       {{failed(0, "cluster", "rank 1 closed its connection"), exited(0)}, {killed(1)}},
+       false,
+       "rank 1 (on local): the worker was killed by signal 9 (Killed)"},
+      {"killed on another machine, two complain",
+       {"local", "local", "studio2"},
+       {{failed(0, "cluster", "rank 2 closed its connection"), exited(0)},
+        {failed(1, "cluster", "rank 0 closed its connection"), exited(1)},
+        {killed(2)}},
+       false,
+       "rank 2 (on studio2): the worker was killed by signal 9 (Killed)"},
+      {"a bug inside, its peer complains",
+       {"local", "local"},
+       {{failed(0, "cluster", "rank 1 closed its connection"), exited(0)},
+        {failed(1, "internal", "out of memory"), exited(1)}},
+       false,
+       "rank 1 (on local): out of memory"},
+      {"input error here, a killed peer",
+       {"local", "local"},
+       {{killed(0)}, {failed(1, "input", "config.json is missing"), exited(1)}},
+       true,
+       "config.json is missing"},
+      {"input error everywhere",
+       {"local", "local"},
+       {{failed(0, "input", "no such file"), exited(0)}, {failed(1, "input", "no such file"), exited(1)}},
+       true,
+       "no such file"},
+      {"input error on another machine",
+       {"local", "studio2"},
+       {{failed(0, "cluster", "rank 1 closed its connection"), exited(0)},
+        {failed(1, "input", "no such file"), exited(1)}},
+       true,
+       "rank 1 (on studio2): no such file"},
+      {"a silent death and a bug: the death is nearer to the cause",
+       {"local", "local"},
+       {{failed(0, "internal", "odd"), exited(0)}, {killed(1)}},
+       false,
+       "rank 1 (on local): the worker was killed by signal 9 (Killed)"},
+      {"complaints alone: the lowest rank's",
+       {"local", "local"},
+       {{failed(0, "cluster", "rank 1 stalled"), exited(0)},
+        {failed(1, "cluster", "rank 0 stalled"), exited(1)}},
+       false,
+       "rank 0 (on local): rank 1 stalled"},
+      {"a damaged line",
+       {"local", "local"},
+       {{failed(0, "cluster", "rank 1 stalled")}, {Unreadable{1, "no JSON"}}},
+       false,
+       "rank 1 (on local): its control channel is damaged: no JSON"},
+      {"rubbish after the cause",
+       {"local", "local"},
+       {{failed(0, "input", "no such file"), Unreadable{0, "no JSON"}}, {}},
+       true,
+       "no such file"},
+      {"a second complaint after the cause",
+       {"local", "local"},
+       {{failed(0, "internal", "out of memory"), failed(0, "cluster", "rank 1 stalled")}, {}},
+       false,
+       "rank 0 (on local): out of memory"},
+      {"a kind that this version does not know",
+       {"local", "local"},
+       {{failed(0, "cosmic", "a ray"), exited(0)}, {failed(1, "cluster", "rank 0 closed its connection")}},
+       false,
+       "rank 0 (on local): a ray"},
+  };
+  for (const auto& row : table) {
+    std::vector<int> order;  // whose next happening it is
+    for (std::size_t rank = 0; rank < row.of_ranks.size(); ++rank)
+      order.insert(order.end(), row.of_ranks[rank].size(), static_cast<int>(rank));
+    do {
+      Group group(row.hosts);
+      group.run();
+      std::vector<std::size_t> next(row.hosts.size());
+      std::vector<Happening> happenings;
+      std::string trace;
+      for (const int rank : order) {
+        happenings.push_back(row.of_ranks[rank][next[rank]++]);
+        trace += std::to_string(rank);
+      }
+      const auto verdict = group.verdict_of(happenings);
+      ASSERT_TRUE(verdict) << row.name << " " << trace;
+      EXPECT_EQ(verdict->message, row.message) << row.name << " " << trace;
+      EXPECT_EQ(verdict->input, row.input) << row.name << " " << trace;
+    } while (std::next_permutation(order.begin(), order.end()));
+  }
+}
+
+TEST(GroupLogicTest, TheVerdictWaitsForLateWordsButNotForEver) {
+  Group group = Group(3).run();
+  EXPECT_TRUE(group.happens(failed(0, "cluster", "rank 2 closed its connection")).empty());
+  group.now_ms += gathering - 1;
+  EXPECT_TRUE(group.happens(Tick{}).empty());
+  group.now_ms += 1;
+  const auto actions = group.happens(Tick{});
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_EQ(std::get<GiveUp>(actions[0]).message, "rank 0 (on local): rank 2 closed its connection");
+}
+
+TEST(GroupLogicTest, TheVerdictComesAtOnceWhenEveryoneHasSpoken) {
+  Group group = Group(2).run();
+  EXPECT_TRUE(group.happens(failed(0, "cluster", "rank 1 closed its connection")).empty());
+  const auto actions = group.happens(killed(1));
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_TRUE(std::holds_alternative<GiveUp>(actions[0]));
+}
+
+TEST(GroupLogicTest, ALaterFailureDoesNotPutTheVerdictOff) {
+  Group group = Group(3).run();
+  group.happens(failed(0, "cluster", "a"));
+  group.now_ms += gathering - 1;
+  group.happens(failed(1, "cluster", "b"));
+  group.now_ms += 1;
+  EXPECT_EQ(group.happens(Tick{}).size(), 1u);
+}
+
+TEST(GroupLogicTest, AWorkerThatNeverSpeaksIsNamed) {
+  Group group({"local", "studio2"});
+  group.happens(listening(0));
+  group.now_ms += starting - 1;
+  EXPECT_TRUE(group.happens(Tick{}).empty());
+  EXPECT_EQ(group.state.phase, Phase::starting);
+  group.now_ms += 1;
+  const auto verdict = group.verdict_of({Tick{}});
+  ASSERT_TRUE(verdict);
+  EXPECT_FALSE(verdict->input);
+  EXPECT_EQ(verdict->message, "rank 1 (on studio2): the worker said nothing for 30 s");
+}
+
+TEST(GroupLogicTest, AWorkerThatEndsBeforeItSpokeIsNamed) {
+  const auto verdict =
+      Group({"local", "studio2"}).verdict_of({listening(0), Ended{1, "exited with code 255"}});
+  ASSERT_TRUE(verdict);
+  EXPECT_EQ(verdict->message, "rank 1 (on studio2): the worker exited with code 255 before it said anything");
+}
+
+TEST(GroupLogicTest, LinesThatMakeNoSenseEndTheGroup) {
+  for (const char* text :
+       {"{}", R"({"listening": 5})", R"({"listening": {"host": "x"}})", R"({"ready": null})",
+        R"({"progress": {"read_bytes": "many", "total_bytes": 1}})", R"({"status": []})",
+        R"({"failed": "yes"})", R"({"failed": {"kind": 1, "message": 2}})", R"({"token": {"id": 1}})",
+        R"({"dance": {}})"}) {
+    Group group = Group(2).run();
+    const auto verdict = group.verdict_of({Line{1, json::parse(text)}});
+    ASSERT_TRUE(verdict) << text;
+    EXPECT_FALSE(verdict->input);
+    EXPECT_EQ(verdict->message.find("rank 1 (on local): its control channel is damaged: "), 0u)
+        << text << ": " << verdict->message;
+  }
+}
+
+TEST(GroupLogicTest, NothingFollowsTheVerdict) {
+  Group group = Group(2).run();
+  ASSERT_TRUE(group.verdict_of({killed(1)}));
+  EXPECT_EQ(group.state.phase, Phase::failed);
+  const std::vector<Happening> later{
+      Line{0, engine::to_json(engine::Event(engine::TokenEvent{4, 9}))},
+      Line{0, {{"progress", Progress{1, 2}}}},
+      failed(0, "input", "late"),
+      exited(0),
+      killed(1),
+      listening(0),
+      ready(1),
+      Unreadable{0, "no JSON"},
+      Tick{},
+  };
+  for (const auto& happening : later) {
+    EXPECT_TRUE(group.happens(happening).empty());
+    group.now_ms += gathering;
+  }
+  EXPECT_EQ(group.state.phase, Phase::failed);
+}
+
+TEST(GroupLogicTest, NothingIsDeliveredWhileFailing) {
+  Group group = Group(3).run();
+  group.happens(killed(2));
+  EXPECT_TRUE(group.happens(Line{0, engine::to_json(engine::Event(engine::TokenEvent{4, 9}))}).empty());
 }
 
 }  // namespace
