@@ -20,6 +20,11 @@ bool all(const GroupState& state, auto has) {
   return std::all_of(state.ranks.begin(), state.ranks.end(), has);
 }
 
+// A rank's first word on its failure is the cause; what follows are effects.
+void fail(RankState& rank, Failed failed) {
+  if (!rank.failed) rank.failed = std::move(failed);
+}
+
 // After a first sign of failure the others get a moment to say more: the cause often reaches us after its
 // effects.
 void start_failing(GroupState& state, std::int64_t now_ms) {
@@ -31,18 +36,21 @@ void start_failing(GroupState& state, std::int64_t now_ms) {
 // The most telling of what the ranks said: what the user can mend, then a process that ended without a word,
 // then what went wrong inside, then what ranks say of each other.
 GiveUp verdict(const GroupState& state) {
-  const auto said = [&](const char* kind) -> std::optional<std::string> {
+  const auto said = [&](auto telling) -> std::optional<std::string> {
     for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
       const auto& failed = state.ranks[rank].failed;
-      if (failed && failed->kind == kind) return fmt::format("{}: {}", name_of(state, rank), failed->message);
+      if (failed && telling(*failed)) return fmt::format("{}: {}", name_of(state, rank), failed->message);
     }
     return std::nullopt;
   };
+  const auto input = [](const Failed& failed) { return failed.kind == "input"; };
+  const auto own = [](const Failed& failed) { return failed.kind != "cluster"; };
+  const auto any = [](const Failed&) { return true; };
   for (const auto& rank : state.ranks) {
     // Every rank finds the same fault in the user's input: naming one would only puzzle, but on another
     // machine it may be that machine's.
     if (rank.failed && rank.failed->kind == "input") {
-      return {true, rank.host == "local" ? rank.failed->message : *said("input")};
+      return {true, rank.host == "local" ? rank.failed->message : *said(input)};
     }
   }
   for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
@@ -52,10 +60,7 @@ GiveUp verdict(const GroupState& state) {
                                  state.ranks[rank].listening ? "" : " before it said anything")};
     }
   }
-  for (const char* kind : {"internal", "cluster"}) {
-    if (const auto message = said(kind)) return {false, *message};
-  }
-  return {false, "the group of workers ended"};
+  return {false, said(own).value_or(said(any).value_or("the group of workers ended"))};
 }
 
 std::vector<Action> join_all(GroupState& state) {
@@ -84,7 +89,7 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
   const auto& object = line.object;
   const auto has = [&](const char* name) { return object.contains(name); };
   if (has("failed")) {
-    rank.failed = object["failed"].get<Failed>();
+    fail(rank, object["failed"].get<Failed>());
     start_failing(state, now_ms);
     return {};
   }
@@ -117,8 +122,8 @@ std::vector<Action> tick(GroupState& state, std::int64_t now_ms) {
   if (state.phase == Phase::starting && now_ms >= state.deadline_ms) {
     for (auto& rank : state.ranks) {
       if (!rank.listening) {
-        rank.failed = Failed{
-            "internal", fmt::format("the worker said nothing for {} s", limits::worker_start.count() / 1000)};
+        fail(rank, {"internal",
+                    fmt::format("the worker said nothing for {} s", limits::worker_start.count() / 1000)});
       }
     }
     start_failing(state, now_ms);
@@ -145,7 +150,7 @@ GroupState begin(const std::vector<std::string>& hosts, std::string secret, std:
 std::vector<Action> advance(GroupState& state, const Happening& happening, std::int64_t now_ms) {
   std::vector<Action> actions;
   const auto unreadable = [&](int rank, const char* why) {
-    state.ranks[rank].failed = Failed{"internal", fmt::format("its control channel is damaged: {}", why)};
+    fail(state.ranks[rank], {"internal", fmt::format("its control channel is damaged: {}", why)});
     start_failing(state, now_ms);
   };
   if (const auto* line = std::get_if<Line>(&happening)) {

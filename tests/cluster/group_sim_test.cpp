@@ -178,7 +178,9 @@ class Simulation {
       if (const auto* give_up = std::get_if<GiveUp>(&action)) take_verdict(*give_up);
     }
     // A group that has failed says so in time.
-    if (!verdict_ && failure_ms_ >= 0) ASSERT_LT(now_ms_, failure_ms_ + gathering_ms);
+    if (!verdict_ && failure_ms_ >= 0) {
+      ASSERT_LT(now_ms_, failure_ms_ + gathering_ms);
+    }
   }
 
   void take_verdict(const GiveUp& give_up) {
@@ -253,7 +255,9 @@ TEST(GroupSimTest, NoOrderOfHappeningsBreaksTheGroup) {
   EXPECT_EQ(faults.size(), 8u);
   for (const auto& [fault, count] : faults) {
     EXPECT_GT(count, seeds / 20) << static_cast<int>(fault);
-    if (fault != Fault::silent) EXPECT_GT(in_answers[fault], seeds / 200) << static_cast<int>(fault);
+    if (fault != Fault::silent) {
+      EXPECT_GT(in_answers[fault], seeds / 200) << static_cast<int>(fault);
+    }
   }
 }
 
