@@ -14,7 +14,7 @@ ALLOWED = {
     "weights": ["base", "parallel"],
     "models": ["base", "kernels", "parallel", "weights"],
     "engine": ["base", "models", "text", "parallel"],
-    "cluster": ["base", "parallel", "engine", "hardware", "models", "weights"],
+    "cluster": ["base", "parallel", "engine", "hardware", "kernels", "models", "weights"],
     "server": ["base", "cluster", "engine", "models", "text"],
     "cli": ["base", "cluster", "engine", "models", "parallel", "server", "text", "weights"],
 }

@@ -19,6 +19,9 @@ inline constexpr milliseconds conductor_tick{100};
 inline constexpr milliseconds worker_exit{3'000};      // from end-of-file to kill
 inline constexpr milliseconds failure_gathering{400};  // from the first sign of a failure to the verdict
 
+// Kernels.
+inline constexpr std::chrono::microseconds kernel_spin{2'000};  // of an idle thread, before it sleeps
+
 // Data plane.
 inline constexpr milliseconds connect{30'000};  // the whole mesh
 inline constexpr milliseconds connect_retry{50};

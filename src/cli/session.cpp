@@ -48,6 +48,10 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
   verb.add_option("--device", flags.device, "Where each worker computes")
       ->check(CLI::IsMember({"auto", "cpu", "gpu"}))
       ->capture_default_str();
+  verb.add_option("--activations", flags.activations,
+                  "On CPU: auto rounds them to int8 for quantised weights and to bfloat16 for bfloat16 ones")
+      ->check(CLI::IsMember({"auto", "float32"}))
+      ->capture_default_str();
   verb.add_option("--remote-program", flags.remote_program, "tandem on the other machines")
       ->capture_default_str();
   verb.add_flag("-v,--verbose", flags.verbose, "Log more to stderr");
@@ -104,8 +108,9 @@ std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig&
 std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel::Plan& plan,
                                           const ClusterFlags& flags) {
   if (flags.verbose) log::configure(log::Level::info);
-  cluster::ConductorOptions options{
-      folder.string(), plan, flags.device, own_program(), flags.remote_program, flags.verbose ? 1 : 0};
+  cluster::ConductorOptions options{folder.string(),      plan,          flags.device,
+                                    flags.activations,    own_program(), flags.remote_program,
+                                    flags.verbose ? 1 : 0};
   LoadingBar bar;
   try {
     auto conductor =

@@ -19,6 +19,7 @@ struct ClusterFlags {
   std::optional<int> ranks;
   std::vector<std::string> hosts;
   std::string device = "auto";
+  std::string activations = "auto";
   std::string plan;
   std::string remote_program = "tandem";
   bool verbose = false;

@@ -254,9 +254,10 @@ Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading)
   impl.state = begin(hosts, fresh_secret(), now_ms());
   impl.on_loading = on_loading;
   for (int rank = 0; rank < world; ++rank) {
-    const Start start{protocol_version, rank,           to_json(options.plan),
-                      options.model,    options.device, options.plan.all_local(),
-                      options.verbosity};
+    const Start start{protocol_version,         rank,
+                      to_json(options.plan),    options.model,
+                      options.device,           options.activations,
+                      options.plan.all_local(), options.verbosity};
     impl.send(rank, {{"start", start}});
   }
   impl.thread = std::thread([&impl] { impl.loop(); });

@@ -19,6 +19,7 @@ struct ConductorOptions {
   std::string model;  // a folder, the same on every machine
   parallel::Plan plan;
   std::string device = "auto";
+  std::string activations = "auto";
   std::filesystem::path program;          // this program, for local workers
   std::string remote_program = "tandem";  // on the other machines
   int verbosity = 0;

@@ -20,8 +20,9 @@ struct Start {
   int version = protocol_version;
   int rank = 0;
   nlohmann::json plan;
-  std::string model;   // a folder on the worker's machine
-  std::string device;  // auto, cpu or gpu
+  std::string model;                 // a folder on the worker's machine
+  std::string device;                // auto, cpu or gpu
+  std::string activations = "auto";  // auto or float32: kernels/linear.h, Activations
   bool loopback = false;
   int verbosity = 0;
 };
@@ -67,7 +68,8 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, device, loopback, verbosity)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, device, activations, loopback,
+                                   verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)

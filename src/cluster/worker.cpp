@@ -18,6 +18,7 @@
 #include "engine/scheduler.h"
 #include "engine/step.h"
 #include "hardware/machine.h"
+#include "kernels/linear.h"
 #include "models/llama.h"
 #include "parallel/broadcast.h"
 #include "weights/checkpoint.h"
@@ -120,15 +121,16 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
   const weights::ShardLoad load(checkpoint, models::llama_shard_rules(config), shard, stage.first_layer,
                                 stage.end_layer);
   Progress progress{0, load.total_bytes()};
-  const auto weights = load.run([&](std::uint64_t bytes) {
+  auto weights = load.run([&](std::uint64_t bytes) {
     progress.read_bytes += bytes;
     channel.send({{"progress", progress}});
   });
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = gpu ? weights.at("model.embed_tokens.weight").dtype() : mx::float32;
-  engine::StepRunner runner(models::make_llama(config, shard, weights), {group, activations});
-  channel.send({{"ready", Ready{weights.bytes(), weights.replicated_bytes(),
-                                hardware::process_memory().resident_bytes, gpu ? "gpu" : "cpu"}}});
+  Ready ready{weights.bytes(), weights.replicated_bytes(), 0, gpu ? "gpu" : "cpu"};
+  engine::StepRunner runner(models::make_llama(config, shard, std::move(weights)), {group, activations});
+  ready.resident_bytes = hardware::process_memory().resident_bytes;
+  channel.send({{"ready", ready}});
   return runner;
 }
 
@@ -178,6 +180,8 @@ void serve(ControlChannel& channel) {
   log::configure(start.verbosity > 0 ? log::Level::debug : log::Level::warning,
                  fmt::format("rank {}", start.rank));
   const mx::Device device = choose_device(start.device);
+  kernels::use_activations(start.activations == "float32" ? kernels::Activations::float32
+                                                          : kernels::Activations::automatic);
   mx::set_default_device(device);
   const auto plan = parallel::plan_from_json(start.plan);
   const models::ModelConfig config = models::load_config(start.model);

@@ -4,13 +4,32 @@
 #include <mlx/array.h>
 #include <mlx/utils.h>
 
+#include <vector>
+
+#include "kernels/matrix.h"
+
 namespace tandem::kernels {
 
-// x [..., in], weight [out, in] in float32, float16 or bfloat16 → [..., out].
-// On a CPU stream: x and the result are float32 and the weight is read as it is packed; each element of the
-// result is summed in an order that depends on `in` alone, so a row does not depend on the rows computed with
-// it. On a GPU stream: MLX's matmul in the weight's dtype.
-mlx::core::array linear(const mlx::core::array& x, const mlx::core::array& weight,
-                        mlx::core::StreamOrDevice s = {});
+// x [..., in] times each of `matrices` [out, in] → [..., out] each; x is prepared once for all of them.
+// On a CPU stream: x and the results are float32; quantised matrices must be packed. The order of each sum is
+// fixed (panels.h), so a row depends neither on the rows computed with it nor on the number of threads. On a
+// GPU stream: MLX's matmul or quantized_matmul in the dtype of the weight or its scales; there a row may
+// depend on the rows computed with it. Gradients: by x; by the weight too where it is a dense array. By a
+// packed matrix there is none.
+std::vector<mlx::core::array> linear(const mlx::core::array& x, const std::vector<Matrix>& matrices,
+                                     mlx::core::StreamOrDevice s = {});
+mlx::core::array linear(const mlx::core::array& x, const Matrix& matrix, mlx::core::StreamOrDevice s = {});
+
+enum class Activations {
+  automatic,  // int8 by group for quantised matrices, bfloat16 for bfloat16 ones where the processor
+              // multiplies that
+  float32,    // as exact as float32 sums are; slower
+};
+// What x becomes in the products of CPU streams from now on.
+void use_activations(Activations activations);
+
+// The loops that CPU streams use from now on (find_loops); std::invalid_argument where this processor lacks
+// them.
+void use_loops(const char* name);
 
 }  // namespace tandem::kernels

@@ -33,22 +33,36 @@ mx::array window_mask(int start, int tokens, int window) {
                          mx::greater(columns, mx::subtract(rows, mx::array(window))));
 }
 
-}  // namespace
-
-mx::array linear(const mx::array& x, const ShardedLinear& w, const Context& context) {
-  mx::array y = kernels::linear(x, w.weight);
+// The whole product from this rank's part, with the bias.
+mx::array reduced(mx::array y, const ShardedLinear& w, const Context& context) {
   if (w.reduce == parallel::Reduce::sum) y = parallel::sum(y, context.group);
   if (w.reduce == parallel::Reduce::gather) y = parallel::gather_columns(y, w.parts, context.group);
   return w.bias ? mx::add(y, mx::astype(*w.bias, y.dtype())) : y;
 }
 
+}  // namespace
+
+mx::array linear(const mx::array& x, const ShardedLinear& w, const Context& context) {
+  return linear(x, std::vector<const ShardedLinear*>{&w}, context).front();
+}
+
+std::vector<mx::array> linear(const mx::array& x, const std::vector<const ShardedLinear*>& matrices,
+                              const Context& context) {
+  std::vector<kernels::Matrix> weights;
+  for (const auto* w : matrices) weights.push_back(w->weight);
+  std::vector<mx::array> products = kernels::linear(x, weights);
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    products[i] = reduced(std::move(products[i]), *matrices[i], context);
+  }
+  return products;
+}
 mx::array embed(const mx::array& ids, const ShardedLinear& w, int first_id, const Context& context) {
-  const int rows = w.weight.shape(0);
-  if (context.group.size() == 1) return mx::astype(mx::take(w.weight, ids, 0), context.activations);
+  const int rows = w.weight.out();
+  if (context.group.size() == 1) return mx::astype(kernels::rows(w.weight, ids), context.activations);
   const mx::array local = mx::subtract(ids, mx::array(first_id));
   const mx::array here =
       mx::logical_and(mx::greater_equal(local, mx::array(0)), mx::less(local, mx::array(rows)));
-  const mx::array found = mx::take(w.weight, mx::where(here, local, mx::array(0)), 0);
+  const mx::array found = kernels::rows(w.weight, mx::where(here, local, mx::array(0)));
   const mx::array x = mx::where(mx::expand_dims(here, 1), mx::astype(found, context.activations),
                                 mx::array(0, context.activations));
   return parallel::sum(x, context.group);

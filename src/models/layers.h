@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/matrix.h"
 #include "models/config.h"
 #include "models/kv_cache.h"
 #include "parallel/shard.h"
@@ -24,7 +25,7 @@ struct Context {
 };
 
 struct ShardedLinear {
-  mlx::core::array weight;  // [out, in], this rank's part
+  kernels::Matrix weight;  // [out, in], this rank's part
   std::optional<mlx::core::array> bias;
   parallel::Reduce reduce = parallel::Reduce::none;
   std::vector<int> parts;  // rows of each rank, for Reduce::gather
@@ -32,6 +33,10 @@ struct ShardedLinear {
 
 // x [T, in] → [T, out]; the bias is added once, after the reduction.
 mlx::core::array linear(const mlx::core::array& x, const ShardedLinear& w, const Context& context);
+// The same with several matrices, for which x is prepared once.
+std::vector<mlx::core::array> linear(const mlx::core::array& x,
+                                     const std::vector<const ShardedLinear*>& matrices,
+                                     const Context& context);
 
 // Rows of an embedding whose vocabulary is split: ids [T] → [T, hidden]. `first_id` is the id of row 0.
 mlx::core::array embed(const mlx::core::array& ids, const ShardedLinear& w, int first_id,

@@ -49,9 +49,11 @@ const std::vector<Row>& shard_table() {
 }
 
 // The matrix `name`.weight with `name`.bias, if there is one, and the reduction its row in the table names.
-ShardedLinear take_linear(const weights::ShardedWeights& weights, const std::string& name, Reduce reduce) {
-  ShardedLinear linear{weights.at(name + ".weight"), std::nullopt, reduce, {}};
-  if (weights.has(name + ".bias")) linear.bias = weights.at(name + ".bias");
+ShardedLinear take_linear(weights::ShardedWeights& weights, const std::string& name, Reduce reduce) {
+  kernels::Matrix matrix{weights.take(name + ".weight"), std::nullopt, nullptr};
+  if (mx::default_device() == mx::Device::cpu) matrix = kernels::pack(matrix);
+  ShardedLinear linear{std::move(matrix), std::nullopt, reduce, {}};
+  if (weights.has(name + ".bias")) linear.bias = weights.take(name + ".bias");
   return linear;
 }
 
@@ -62,14 +64,14 @@ Reduce reduction_of(const std::string& pattern) {
   throw std::logic_error("no such row in the shard table: " + pattern);
 }
 
-LlamaLayer make_layer(const weights::ShardedWeights& weights, int layer) {
+LlamaLayer make_layer(weights::ShardedWeights& weights, int layer) {
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   const auto take = [&](const std::string& name) {
     return take_linear(weights, prefix + name, reduction_of("model.layers.*." + name + ".weight"));
   };
   const auto norm = [&](const char* name) -> std::optional<mx::array> {
     const std::string full = prefix + name + ".weight";
-    return weights.has(full) ? std::optional(weights.at(full)) : std::nullopt;
+    return weights.has(full) ? std::optional(weights.take(full)) : std::nullopt;
   };
   return LlamaLayer{
       .attention_norm = *norm("input_layernorm"),
@@ -95,9 +97,10 @@ mx::array attend(const Llama& model, int layer, const mx::array& x, KvCache& cac
   const LlamaLayer& w = model.layers[layer];
   const float eps = model.config.rms_norm_eps;
   const int head_dim = model.config.sizes.head_dim;
-  mx::array q = to_heads(linear(x, w.query, context), head_dim);        // [Hq, T, D]
-  mx::array k = to_heads(linear(x, w.key, context), head_dim);          // [Hkv, T, D]
-  const mx::array v = to_heads(linear(x, w.value, context), head_dim);  // [Hkv, T, D]
+  const auto projected = linear(x, {&w.query, &w.key, &w.value}, context);
+  mx::array q = to_heads(projected[0], head_dim);        // [Hq, T, D]
+  mx::array k = to_heads(projected[1], head_dim);        // [Hkv, T, D]
+  const mx::array v = to_heads(projected[2], head_dim);  // [Hkv, T, D]
   if (w.query_norm) q = mx::fast::rms_norm(q, *w.query_norm, eps);
   if (w.key_norm) k = mx::fast::rms_norm(k, *w.key_norm, eps);
   KvCache::Layer& held = cache.layer(layer);
@@ -110,9 +113,9 @@ mx::array attend(const Llama& model, int layer, const mx::array& x, KvCache& cac
 }
 
 mx::array feed_forward(const LlamaLayer& w, const mx::array& x, const Context& context) {
-  const mx::array gate = linear(x, w.gate, context);  // [T, ffn]
-  const mx::array up = linear(x, w.up, context);      // [T, ffn]
-  return linear(mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), up), w.down, context);
+  const auto projected = linear(x, {&w.gate, &w.up}, context);  // [T, ffn] each
+  const mx::array& gate = projected[0];
+  return linear(mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), projected[1]), w.down, context);
 }
 
 }  // namespace
@@ -125,19 +128,23 @@ std::vector<ShardRule> llama_shard_rules(const ModelConfig& config) {
   return rules;
 }
 
-Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
-                 const weights::ShardedWeights& weights) {
+Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weights::ShardedWeights weights) {
   Llama model{
       .config = config,
       .embedding = take_linear(weights, "model.embed_tokens", reduction_of("model.embed_tokens.weight")),
       .first_id = shard.vocabulary.begin,
       .kv_of_query = shard.kv_of_query(),
       .layers = {},
-      .norm = weights.at("model.norm.weight"),
-      .output = take_linear(weights, config.tied_embeddings ? "model.embed_tokens" : "lm_head",
-                            reduction_of("lm_head.weight")),
+      .norm = weights.take("model.norm.weight"),
+      .output = {},
       .rope = make_rope(config.rope, config.sizes.head_dim),
   };
+  if (config.tied_embeddings) {
+    model.output = model.embedding;
+    model.output.reduce = reduction_of("lm_head.weight");
+  } else {
+    model.output = take_linear(weights, "lm_head", reduction_of("lm_head.weight"));
+  }
   model.output.parts = shard.vocabulary_sizes;
   for (int layer = 0; layer < config.layers; ++layer) model.layers.push_back(make_layer(weights, layer));
   return model;

@@ -36,8 +36,8 @@ struct Llama {
 // The family's shard table, without the rows that `config` does not have.
 std::vector<weights::ShardRule> llama_shard_rules(const ModelConfig& config);
 
-Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
-                 const weights::ShardedWeights& weights);
+// Takes the weights over, packed for the CPU where that computes.
+Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weights::ShardedWeights weights);
 
 // ids [T] that follow what the cache holds → hidden states [T, hidden], before the final norm.
 mlx::core::array forward(const Llama& model, const mlx::core::array& ids, KvCache& cache,

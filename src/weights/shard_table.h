@@ -29,6 +29,8 @@ class ShardedWeights {
   // Asserted to be there: load_shard() has checked.
   const mlx::core::array& at(const std::string& name) const { return tensors_.at(name); }
   bool has(const std::string& name) const { return tensors_.contains(name); }
+  // Hands the tensor over: once its taker has it in a form of its own, its memory is free again.
+  mlx::core::array take(const std::string& name) { return std::move(tensors_.extract(name).mapped()); }
   // Bytes held, and the part of them that every rank holds too.
   std::uint64_t bytes() const { return bytes_; }
   std::uint64_t replicated_bytes() const { return replicated_bytes_; }

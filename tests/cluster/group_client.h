@@ -29,8 +29,11 @@ inline std::unique_ptr<Conductor> start_local(const std::filesystem::path& model
   const auto config = models::load_config(model);
   auto plan = parallel::tensor_parallel_plan(std::vector<std::string>(shares.size(), "local"), config.layers);
   for (std::size_t i = 0; i < shares.size(); ++i) plan.stages[0].ranks[i].share = shares[i];
-  return std::make_unique<Conductor>(
-      ConductorOptions{.model = model.string(), .plan = plan, .device = "cpu", .program = TANDEM_PROGRAM});
+  return std::make_unique<Conductor>(ConductorOptions{.model = model.string(),
+                                                      .plan = plan,
+                                                      .device = "cpu",
+                                                      .activations = "float32",
+                                                      .program = TANDEM_PROGRAM});
 }
 
 struct Outcome {

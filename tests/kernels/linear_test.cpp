@@ -4,11 +4,12 @@
 #include <mlx/ops.h>
 #include <mlx/random.h>
 #include <mlx/transforms.h>
+#include <mlx/utils.h>
 
 #include <cmath>
 #include <cstring>
 
-#include "kernels/linear_loops.h"
+#include "kernels/threads.h"
 
 namespace tandem::kernels {
 namespace {
@@ -40,56 +41,212 @@ void expect_product(const std::vector<float>& y, const mx::array& x, const mx::a
   }
 }
 
-TEST(Linear, EqualsTheSumForAnyShapeAndType) {
+Matrix dense(const mx::array& weight) { return {weight, std::nullopt, nullptr}; }
+
+Matrix quantised(const mx::array& weight, int bits, int group) {
+  const auto parts = mx::quantize(weight, group, bits);
+  return {parts[0], Affine{parts[1], parts[2], group, bits}, nullptr};
+}
+
+mx::array dequantised(const Matrix& m) {
+  return mx::dequantize(*m.weight, m.affine->scales, m.affine->biases, m.affine->group, m.affine->bits);
+}
+
+mx::array run(const mx::array& x, const Matrix& matrix) { return linear(x, matrix, mx::Device::cpu); }
+
+// Every matrix that can be packed, 70 inputs or, quantised, 256.
+std::vector<Matrix> every_kind(int out) {
+  std::vector<Matrix> kinds;
   for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
-    for (const int in : {1, 2, 15, 16, 17, 31, 33, 64, 70}) {
-      for (const int out : {1, 3, 4, 5, 9}) {
-        for (const int rows : {1, 2, 7}) {
+    kinds.push_back(pack(dense(mx::astype(mx::random::normal({out, 256}), dtype))));
+    for (const int bits : {4, 8}) {
+      for (const int group : {32, 64, 128}) {
+        kinds.push_back(pack(quantised(mx::astype(mx::random::normal({out, 256}), dtype), bits, group)));
+      }
+    }
+  }
+  return kinds;
+}
+
+class LinearTest : public testing::Test {
+ protected:
+  void TearDown() override {
+    use_loops(nullptr);
+    use_activations(Activations::automatic);
+    set_threads(1);
+  }
+};
+
+TEST_F(LinearTest, EqualsTheSumForAnyShapeAndType) {
+  use_activations(Activations::float32);  // what pairs and int8 come to is tested below
+  for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    for (const int in : {1, 2, 31, 64, 70, 300}) {
+      for (const int out : {1, 5, 31, 32, 33, 64, 70}) {
+        for (const int rows : {1, 2, 7, 13, 40}) {
           const mx::array x = mx::random::normal({rows, in}, mx::float32);
           const mx::array w = mx::astype(mx::random::normal({out, in}, mx::float32), dtype);
-          expect_product(floats(linear(x, w, mx::Device::cpu)), x, w);
+          const auto y = floats(run(x, pack(dense(w))));
+          expect_product(y, x, w);
+          EXPECT_EQ(y, floats(run(x, dense(w)))) << "packed or not";
         }
       }
     }
   }
 }
 
-TEST(Linear, ARowDoesNotDependOnItsNeighbours) {
-  const mx::array x = mx::random::normal({33, 100}, mx::float32);
-  const mx::array w = mx::astype(mx::random::normal({13, 100}, mx::float32), mx::bfloat16);
-  const auto all = floats(linear(x, w, mx::Device::cpu));
-  for (int row = 0; row < 33; ++row) {
-    const auto one = floats(linear(mx::slice(x, {row, 0}, {row + 1, 100}), w, mx::Device::cpu));
-    EXPECT_EQ(std::memcmp(one.data(), all.data() + row * 13, 13 * sizeof(float)), 0) << row;
-  }
+TEST_F(LinearTest, BfloatPairsMultiplyRoundedRows) {
+  const mx::array x = mx::random::normal({14, 301}, mx::float32);
+  const mx::array w = mx::astype(mx::random::normal({70, 301}, mx::float32), mx::bfloat16);
+  const bool rounds = find_loops()->bf16_pairs;
+  const mx::array seen = rounds ? mx::astype(mx::astype(x, mx::bfloat16), mx::float32) : x;
+  expect_product(floats(run(x, pack(dense(w)))), seen, w);
 }
 
-TEST(Linear, TakesArraysThatAreNotContiguous) {
-  const mx::array x = mx::transpose(mx::random::normal({40, 6}, mx::float32));
-  const mx::array w = mx::slice(mx::random::normal({20, 40}, mx::float32), {0, 0}, {20, 40}, {3, 1});
-  expect_product(floats(linear(x, w, mx::Device::cpu)), x, w);
-}
-
-TEST(Linear, EveryInstructionSetOfThisProcessor) {
-  std::vector<std::pair<const char*, LinearLoops>> sets{{"portable", linear_portable}};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) sets.emplace_back("avx2", linear_avx2);
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    sets.emplace_back("avx512", linear_avx512);
-#endif
-  const mx::array x = mx::random::normal({5, 77}, mx::float32);
-  for (const auto& [dtype, type] :
-       {std::pair(mx::float32, WeightType::f32), std::pair(mx::float16, WeightType::f16),
-        std::pair(mx::bfloat16, WeightType::bf16)}) {
-    mx::array w = mx::astype(mx::random::normal({11, 77}, mx::float32), dtype);
-    mx::eval(x, w);
-    for (const auto& [name, loops] : sets) {
-      SCOPED_TRACE(name);
-      std::vector<float> y(55);
-      loops({x.data<float>(), w.data<void>(), y.data(), 5, 77, 11, type});
-      expect_product(y, x, w);
+// Each x is off by at most half a step of its group, |x|max / 254.
+TEST_F(LinearTest, QuantisedProductsAreWithinTheStepOfTheirRows) {
+  for (const int bits : {4, 8}) {
+    for (const int group : {32, 64, 128}) {
+      for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+        const mx::array x = mx::random::normal({9, 384}, mx::float32);
+        const Matrix matrix =
+            quantised(mx::astype(mx::random::normal({45, 384}, mx::float32), dtype), bits, group);
+        const auto y = floats(run(x, pack(matrix))), a = floats(x), w = floats(dequantised(matrix));
+        for (int r = 0; r < 9; ++r) {
+          for (int o = 0; o < 45; ++o) {
+            double sum = 0, bound = 0;
+            for (int g = 0; g < 384; g += group) {
+              double top = 0, weights = 0;
+              for (int i = g; i < g + group; ++i) {
+                sum += static_cast<double>(a[r * 384 + i]) * w[o * 384 + i];
+                top = std::max<double>(top, std::abs(a[r * 384 + i]));
+                weights += std::abs(w[o * 384 + i]);
+              }
+              // 0.004: what rounding the dequantised weight to bfloat16 adds.
+              bound += top / 254 * weights + 0.004 * top * weights;
+            }
+            ASSERT_NEAR(y[r * 45 + o], sum, bound) << bits << " " << group << " " << r << " " << o;
+          }
+        }
+      }
     }
   }
+}
+
+TEST_F(LinearTest, QuantisedProductsInFloat32AreThoseOfTheDequantised) {
+  use_activations(Activations::float32);
+  const mx::array x = mx::random::normal({9, 384}, mx::float32);
+  for (const int bits : {4, 8}) {
+    const Matrix matrix = quantised(mx::random::normal({45, 384}, mx::float32), bits, 64);
+    expect_product(floats(run(x, pack(matrix))), x, dequantised(matrix));
+  }
+}
+
+TEST_F(LinearTest, EveryInstructionSetGivesTheSameBits) {
+  const mx::array x = mx::random::normal({29, 256}, mx::float32);
+  for (const auto& matrix : every_kind(77)) {
+    use_loops("portable");
+    const auto expected = floats(run(x, matrix));
+    for (const char* name : {"avx2", "avx512", "avx512_bf16", "neon"}) {
+      const auto* loops = find_loops(name);
+      if (!loops || activation_of(matrix.packed->shape().format, *loops) == Activation::bf16) continue;
+      use_loops(name);
+      EXPECT_EQ(floats(run(x, matrix)), expected) << name;
+    }
+  }
+}
+
+TEST_F(LinearTest, ARowDependsNeitherOnItsNeighboursNorOnThreads) {
+  const mx::array x = mx::random::normal({45, 256}, mx::float32);
+  for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon"}) {
+    if (!find_loops(name)) continue;
+    use_loops(name);
+    for (const auto& matrix : every_kind(300)) {
+      set_threads(1);
+      const auto all = floats(run(x, matrix));
+      for (const int height : {1, 2, 3, 5, 7, 12, 13, 31}) {
+        set_threads(height % 3 + 1);
+        for (int row = 0; row + height <= 45; row += height) {
+          const auto some = floats(run(mx::slice(x, {row, 0}, {row + height, 256}), matrix));
+          ASSERT_EQ(std::memcmp(some.data(), all.data() + row * 300, some.size() * sizeof(float)), 0)
+              << name << " " << row << " of " << height;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LinearTest, SeveralMatricesAtOnceAreEachAsAlone) {
+  const mx::array x = mx::random::normal({3, 2, 256}, mx::float32);
+  const auto kinds = every_kind(40);
+  const auto together = linear(x, kinds, mx::Device::cpu);
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    EXPECT_EQ(together[i].shape(), (mx::Shape{3, 2, 40}));
+    EXPECT_EQ(floats(together[i]), floats(run(x, kinds[i])));
+  }
+}
+
+TEST_F(LinearTest, WhatIsNotFiniteShows) {
+  for (const float bad : {std::nanf(""), HUGE_VALF, -HUGE_VALF}) {
+    std::vector<float> values(256, 1);
+    values[77] = bad;
+    const mx::array x(values.data(), {1, 256});
+    for (const auto& matrix : every_kind(33)) {
+      for (const float y : floats(run(x, matrix))) EXPECT_FALSE(std::isfinite(y));
+    }
+  }
+}
+
+TEST_F(LinearTest, TakesArraysThatAreNotContiguous) {
+  const mx::array x = mx::transpose(mx::random::normal({40, 6}, mx::float32));
+  const mx::array w = mx::slice(mx::random::normal({20, 40}, mx::float32), {0, 0}, {20, 40}, {3, 1});
+  expect_product(floats(run(x, dense(w))), x, w);
+  expect_product(floats(run(x, pack(dense(w)))), x, w);
+}
+
+TEST_F(LinearTest, RowsAreTheMatrixAsItWas) {
+  const mx::array ids({5, 0, 44, 5}, mx::int32);
+  for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    const mx::array w = mx::astype(mx::random::normal({45, 96}, mx::float32), dtype);
+    EXPECT_EQ(floats(rows(pack(dense(w)), ids, mx::Device::cpu)), floats(mx::take(w, ids, 0)));
+    for (const int bits : {4, 8}) {
+      const Matrix q = quantised(mx::astype(w, mx::float32), bits, 32);
+      const auto found = floats(rows(pack(q), ids, mx::Device::cpu)),
+                 expected = floats(mx::take(dequantised(q), ids, 0));
+      for (std::size_t i = 0; i < found.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-6);
+    }
+  }
+}
+
+// The gradient of sum(linear(x, w) * c) is c · w and cᵀ · x.
+TEST_F(LinearTest, GradientsOfDenseAndPackedMatrices) {
+  const mx::array x = mx::random::normal({7, 64}), w = mx::random::normal({45, 64}),
+                  c = mx::random::normal({7, 45});
+  const auto close = [](const mx::array& a, const mx::array& b) {
+    EXPECT_TRUE(mx::allclose(a, b, 1e-4, 1e-4).item<bool>());
+  };
+  const auto by_both = mx::vjp(
+      [](const std::vector<mx::array>& in) { return std::vector{run(in[0], dense(in[1]))}; }, {x, w}, {c});
+  close(by_both.second[0], mx::matmul(c, w));
+  close(by_both.second[1], mx::matmul(mx::transpose(c), x));
+  for (const bool is_quantised : {false, true}) {
+    const Matrix matrix = is_quantised ? quantised(w, 4, 32) : dense(w);
+    const Matrix packed = pack(matrix);
+    const auto loss = [&](const mx::array& at) { return mx::sum(mx::multiply(run(at, packed), c)); };
+    const mx::array gradient = mx::grad(loss)(x);
+    close(gradient, mx::matmul(c, is_quantised ? dequantised(matrix) : w));
+    if (is_quantised) continue;  // rounding x to int8 is a step function: finite differences see the steps
+    const mx::array direction = mx::random::normal({7, 64});
+    const float h = 1e-2F;
+    const float rise = mx::subtract(loss(mx::add(x, mx::multiply(direction, mx::array(h)))),
+                                    loss(mx::subtract(x, mx::multiply(direction, mx::array(h)))))
+                           .item<float>();
+    EXPECT_NEAR(rise / (2 * h), mx::sum(mx::multiply(gradient, direction)).item<float>(), 2e-2);
+  }
+}
+
+TEST_F(LinearTest, RefusesWhatDoesNotFit) {
+  EXPECT_THROW(run(mx::zeros({1, 3}), dense(mx::zeros({2, 4}))), std::invalid_argument);
+  EXPECT_THROW(use_loops("abacus"), std::invalid_argument);
 }
 
 }  // namespace

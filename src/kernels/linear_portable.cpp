@@ -1,7 +1,0 @@
-#include "kernels/linear_tile.h"
-
-namespace tandem::kernels {
-
-void linear_portable(const LinearArgs& args) { linear_any(args); }
-
-}  // namespace tandem::kernels

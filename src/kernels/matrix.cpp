@@ -1,0 +1,256 @@
+#include "kernels/matrix.h"
+
+#include <mlx/allocator.h>
+#include <mlx/backend/cpu/encoder.h>
+#include <mlx/ops.h>
+#include <mlx/primitives.h>
+#include <mlx/transforms.h>
+#include <sys/mman.h>
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+Format dense_format(mx::Dtype dtype) {
+  if (dtype == mx::float32) return Format::f32;
+  if (dtype == mx::float16) return Format::f16;
+  if (dtype == mx::bfloat16) return Format::bf16;
+  throw std::invalid_argument("a matrix is neither float32, float16 nor bfloat16");
+}
+
+ScaleType scale_type(mx::Dtype dtype) {
+  switch (dense_format(dtype)) {
+    case Format::f32:
+      return ScaleType::f32;
+    case Format::f16:
+      return ScaleType::f16;
+    default:
+      return ScaleType::bf16;
+  }
+}
+
+PanelShape shape_of(const Matrix& m) {
+  if (!m.affine) return {m.out(), m.in(), dense_format(m.weight->dtype()), ScaleType::f32, 0};
+  return {m.out(), m.in(), m.affine->bits == 8 ? Format::q8 : Format::q4, scale_type(m.affine->scales.dtype()),
+          m.affine->group};
+}
+
+// Where a dense panel holds input k of output o, in elements.
+std::int64_t dense_index(Format format, std::int64_t k, std::int64_t o) {
+  return format == Format::bf16 ? (k / 2 * panel_outputs + o) * 2 + k % 2 : k * panel_outputs + o;
+}
+
+template <class Element>
+void pack_dense(const Element* weight, const PanelShape& shape, std::int64_t index, Element* panel) {
+  for (std::int64_t o = 0; o < panel_outputs; ++o) {
+    const std::int64_t row = index * panel_outputs + o;
+    for (std::int64_t k = 0; k < shape.in + shape.in % 2; ++k) {
+      const bool here = row < shape.out && k < shape.in;
+      panel[dense_index(shape.format, k, o)] = here ? weight[row * shape.in + k] : Element{0};
+    }
+  }
+}
+
+// Where a code stands in a group of a panel, in bytes, and how far to shift it.
+struct CodePlace {
+  std::int64_t byte;
+  int shift;
+};
+CodePlace code_place(Format format, std::int64_t k, std::int64_t o) {
+  if (format == Format::q8) return {k / 4 * panel_outputs * 4 + o * 4 + k % 4, 0};
+  return {k / 8 * panel_outputs * 4 + o * 4 + k % 4, static_cast<int>(k / 4 % 2 * 4)};
+}
+
+struct AffineRows {
+  const std::uint8_t* codes;  // [out, in * bits / 8]
+  const std::byte* scales;    // [out, in / group]
+  const std::byte* biases;
+};
+
+void pack_affine(const AffineRows& from, const PanelShape& shape, std::int64_t index, std::byte* panel) {
+  const std::int64_t groups = shape.in / shape.group, bytes = scale_bytes(shape.scale);
+  const int bits = shape.format == Format::q8 ? 8 : 4;
+  std::memset(panel, 0, panel_bytes(shape));
+  for (std::int64_t o = 0; o < panel_outputs; ++o) {
+    const std::int64_t row = index * panel_outputs + o;
+    if (row >= shape.out) break;
+    for (std::int64_t g = 0; g < groups; ++g) {
+      std::byte* unit = panel + g * unit_bytes(shape);
+      std::memcpy(unit + o * bytes, from.scales + (row * groups + g) * bytes, bytes);
+      std::memcpy(unit + (panel_outputs + o) * bytes, from.biases + (row * groups + g) * bytes, bytes);
+      auto* codes = reinterpret_cast<std::uint8_t*>(unit + 2 * panel_outputs * bytes);
+      const std::uint8_t* source = from.codes + (row * shape.in + g * shape.group) * bits / 8;
+      for (int k = 0; k < shape.group; ++k) {
+        const int code = bits == 8 ? source[k] : source[k / 2] >> (k % 2 * 4) & 15;
+        const CodePlace place = code_place(shape.format, k, o);
+        codes[place.byte] = static_cast<std::uint8_t>(codes[place.byte] | code << place.shift);
+      }
+    }
+  }
+}
+
+float from_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+float element(const std::byte* at, std::int64_t index, ScaleType type) {
+  if (type == ScaleType::f32) {
+    float value;
+    std::memcpy(&value, at + index * 4, 4);
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, at + index * 2, 2);
+  if (type == ScaleType::bf16) return from_bits(std::uint32_t{bits} << 16);
+  mx::float16_t half;
+  std::memcpy(&half, &bits, 2);
+  return static_cast<float>(half);
+}
+
+ScaleType dense_type(Format format) {
+  return format == Format::f32 ? ScaleType::f32 : format == Format::f16 ? ScaleType::f16 : ScaleType::bf16;
+}
+
+// Inputs [first, first + count) of one output, within the matrix, `stride` apart.
+void unpack_row(const PackedMatrix& m, std::int64_t output, std::int64_t first, std::int64_t count, float* to,
+                std::int64_t stride = 1) {
+  const PanelShape& shape = m.shape();
+  const std::byte* panel = m.panel(output / panel_outputs);
+  const std::int64_t o = output % panel_outputs;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t k = first + i;
+    if (!is_quantised(shape.format)) {
+      to[i * stride] = element(panel, dense_index(shape.format, k, o), dense_type(shape.format));
+      continue;
+    }
+    const std::byte* unit = panel + k / shape.group * unit_bytes(shape);
+    const std::int64_t bytes = scale_bytes(shape.scale);
+    const CodePlace place = code_place(shape.format, k % shape.group, o);
+    const int code = static_cast<int>(unit[2 * panel_outputs * bytes + place.byte]) >> place.shift &
+                     (shape.format == Format::q8 ? 255 : 15);
+    to[i * stride] = element(unit, o, shape.scale) * static_cast<float>(code) +
+            element(unit, panel_outputs + o, shape.scale);
+  }
+}
+
+class Rows : public mx::Primitive {
+ public:
+  Rows(mx::Stream stream, std::shared_ptr<const PackedMatrix> matrix)
+      : mx::Primitive(stream), matrix_(std::move(matrix)) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    mx::array& y = outputs[0];
+    y.set_data(mx::allocator::malloc(y.nbytes()));
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    encoder.set_input_array(inputs[0]);
+    encoder.set_output_array(y);
+    encoder.dispatch([matrix = matrix_, ids = inputs[0].data<std::int32_t>(), count = inputs[0].size(),
+                      to = y.data<float>()] {
+      const std::int64_t in = matrix->shape().in;
+      for (std::size_t t = 0; t < count; ++t) unpack_row(*matrix, ids[t], 0, in, to + t * in);
+    });
+  }
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::logic_error("kernels::Rows runs on CPU streams only");
+  }
+  const char* name() const override { return "TandemRows"; }
+
+ private:
+  std::shared_ptr<const PackedMatrix> matrix_;
+};
+
+}  // namespace
+
+PackedMatrix::PackedMatrix(const PanelShape& shape)
+    : shape_(shape), size_(static_cast<std::size_t>(panels_of(shape) * panel_bytes(shape))) {
+  void* memory = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  ::madvise(memory, size_, MADV_HUGEPAGE);  // a wish: small pages work too
+#endif
+  bytes_ = static_cast<std::byte*>(memory);
+}
+
+PackedMatrix::~PackedMatrix() { ::munmap(bytes_, size_); }
+
+int Matrix::out() const { return packed ? static_cast<int>(packed->shape().out) : weight->shape(0); }
+int Matrix::in() const {
+  if (packed) return static_cast<int>(packed->shape().in);
+  return affine ? weight->shape(1) * 32 / affine->bits : weight->shape(1);
+}
+std::size_t Matrix::bytes() const {
+  if (packed) return packed->bytes();
+  return weight->nbytes() + (affine ? affine->scales.nbytes() + affine->biases.nbytes() : 0);
+}
+
+void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index, std::byte* panel) {
+  if (shape.format == Format::f32) {
+    pack_dense(static_cast<const float*>(weight), shape, index, reinterpret_cast<float*>(panel));
+  } else {
+    pack_dense(static_cast<const std::uint16_t*>(weight), shape, index, reinterpret_cast<std::uint16_t*>(panel));
+  }
+}
+
+Matrix pack(const Matrix& matrix) {
+  if (matrix.packed) return matrix;
+  const PanelShape shape = shape_of(matrix);
+  auto packed = std::make_shared<PackedMatrix>(shape);
+  const auto plain = [](const mx::array& array) {
+    mx::array made = mx::contiguous(array, false, mx::Device::cpu);
+    made.eval();
+    return made;
+  };
+  const mx::array weight = plain(*matrix.weight);
+  if (matrix.affine) {
+    const mx::array scales = plain(matrix.affine->scales), biases = plain(matrix.affine->biases);
+    const AffineRows from{weight.data<std::uint8_t>(), scales.data<std::byte>(), biases.data<std::byte>()};
+    parallel(panels_of(shape), [&](std::int64_t p) { pack_affine(from, shape, p, packed->panel(p)); });
+  } else {
+    const void* from = weight.data<void>();
+    parallel(panels_of(shape), [&](std::int64_t p) { pack_panel(from, shape, p, packed->panel(p)); });
+  }
+  return {std::nullopt, std::nullopt, std::move(packed)};
+}
+
+mx::array rows(const Matrix& matrix, const mx::array& ids, mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (matrix.packed) {
+    return mx::array({ids.shape(0), matrix.in()}, mx::float32, std::make_shared<Rows>(stream, matrix.packed),
+                     {mx::contiguous(mx::astype(ids, mx::int32, stream), false, stream)});
+  }
+  mx::array found = mx::take(*matrix.weight, ids, 0, stream);
+  if (matrix.affine) {
+    const Affine& a = *matrix.affine;
+    found = mx::dequantize(found, mx::take(a.scales, ids, 0, stream), mx::take(a.biases, ids, 0, stream), a.group,
+                           a.bits, "affine", std::nullopt, std::nullopt, stream);
+  }
+  return stream.device == mx::Device::cpu ? mx::astype(found, mx::float32, stream) : found;
+}
+
+void unpack_panel(const PackedMatrix& matrix, std::int64_t index, float* to) {
+  const PanelShape& shape = matrix.shape();
+  for (std::int64_t o = 0; o < panel_outputs; ++o) {
+    const std::int64_t output = index * panel_outputs + o;
+    if (output < shape.out) unpack_row(matrix, output, 0, shape.in, to + o, panel_outputs);
+  }
+}
+
+void unpack_columns(const PackedMatrix& matrix, std::int64_t first_in, std::int64_t count, float* to) {
+  const PanelShape& shape = matrix.shape();
+  const std::int64_t here = std::min(count, shape.in - first_in);
+  for (std::int64_t o = 0; o < shape.out; ++o) {
+    unpack_row(matrix, o, first_in, here, to + o * count);
+    for (std::int64_t i = here; i < count; ++i) to[o * count + i] = 0;
+  }
+}
+
+}  // namespace tandem::kernels

@@ -1,0 +1,339 @@
+// The loops of panels.h over an instruction set `Isa`, included once by each panels_*.cpp. What an Isa gives:
+//   Float, Int                  vectors of `lanes` 32-bit elements
+//   zero, broadcast, load, store, fma, mul, to_float
+//   load_f16, load_bf16         16-bit elements made float
+//   even_bf16, odd_bf16         of `lanes` pairs
+//   pair_dot                    acc + two products of bfloat16 (where bf16_pairs)
+//   start8, start4              an integer sum's first value, from the sum of x8
+//   dot8, dot4                  the products of 32 inputs
+#pragma once
+
+#include "kernels/panels.h"
+
+namespace tandem::kernels {
+namespace {
+
+// Reads ahead of a stream that is used once: 8 % over the hardware's own prefetch on one core of Zen 5.
+inline constexpr int prefetch_bytes = 4096;
+
+template <class T>
+inline T read(const void* from) {
+  T value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline float largest(float a, float b) { return a > b ? a : b; }
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// To nearest, ties to even, of |v| < 2^22.
+inline float round_even(float v) {
+  constexpr float magic = 12582912.0F;  // 1.5 * 2^23
+  return (v + magic) - magic;
+}
+
+inline std::uint16_t to_bf16(float value) {
+  const auto bits = read<std::uint32_t>(&value);
+  if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>(bits >> 16 | 0x40U);  // NaN stays NaN
+  return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
+}
+
+// One row of a tile of m rows, as int8.
+inline void prepare_int8(const float* x, std::int64_t in, int group, std::byte* tile, int row, int m) {
+  auto* codes = reinterpret_cast<std::int8_t*>(tile);
+  auto* scales = reinterpret_cast<float*>(tile + in * m);
+  const std::int64_t groups = in / group;
+  float* scaled_sums = scales + groups * m;
+  auto* sums = reinterpret_cast<std::int32_t*>(scaled_sums + groups * m);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const float* from = x + g * group;
+    float top = 0, poison = 0;
+    for (int i = 0; i < group; ++i) top = largest(top, __builtin_fabsf(from[i]));
+    for (int i = 0; i < group; ++i) poison += from[i] * 0.0F;  // NaN where x is not finite
+    const bool some = top > 1e-30F;  // less would overflow the inverse, and no weight makes it matter
+    const float inverse = some ? 127.0F / top : 0.0F;
+    std::int8_t rounded[128];
+    std::int32_t sum = 0;
+    for (int i = 0; i < group; ++i) {
+      const auto code = static_cast<std::int32_t>(poison == 0 ? round_even(from[i] * inverse) : 0.0F);
+      rounded[i] = static_cast<std::int8_t>(code);
+      sum += code;
+    }
+    for (int i = 0; i < group; i += 4) {
+      __builtin_memcpy(codes + ((g * group + i) / 4 * m + row) * 4, rounded + i, 4);
+    }
+    const float scale = (some ? top / 127.0F : 0.0F) + poison;
+    scales[g * m + row] = scale;
+    scaled_sums[g * m + row] = scale * static_cast<float>(sum);
+    sums[g * m + row] = sum;
+  }
+}
+
+inline void prepare_row(const Prepare& args, const float* x, std::byte* tile, int row, int m) {
+  if (args.activation == Activation::int8) {
+    prepare_int8(x, args.in, args.group, tile, row, m);
+  } else if (args.activation == Activation::bf16) {
+    auto* to = reinterpret_cast<std::uint16_t*>(tile);
+    for (std::int64_t k = 0; k < args.in; ++k) to[(k / 2 * m + row) * 2 + k % 2] = to_bf16(x[k]);
+    if (args.in % 2 != 0) to[(args.in / 2 * m + row) * 2 + 1] = 0;
+  } else {
+    auto* to = reinterpret_cast<float*>(tile);
+    for (std::int64_t k = 0; k < args.in; ++k) to[k * m + row] = x[k];
+    if (args.in % 2 != 0) to[args.in * m + row] = 0;
+  }
+}
+
+template <class Isa>
+void prepare(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile) {
+  const std::int64_t rows = args.activation == Activation::int8 ? Isa::integer_rows : Isa::dense_rows;
+  const std::int64_t bytes = prepared_bytes(args.activation, args.in, args.group);
+  for (std::int64_t tile = first_tile; tile < end_tile; ++tile) {
+    const std::int64_t first = tile * rows;
+    const int m = static_cast<int>(smaller(rows, args.rows - first));
+    for (int row = 0; row < m; ++row) {
+      prepare_row(args, args.x + (first + row) * args.in, args.prepared + first * bytes, row, m);
+    }
+  }
+}
+
+// One tile times some vectors of one panel, over the units [first_unit, end_unit).
+struct Block {
+  const PanelShape* shape;
+  const std::byte* panel;
+  const std::byte* tile;
+  std::int64_t first_unit;
+  std::int64_t end_unit;
+  float* y;  // the panel's first output of the tile's first row
+  std::int64_t stride;
+};
+
+template <class Isa, int M, int V>
+inline void load_sums(const Block& b, int vector, typename Isa::Float (&acc)[M][V]) {
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < V; ++v) {
+      acc[m][v] = b.first_unit == 0 ? Isa::zero() : Isa::load(b.y + m * b.stride + (vector + v) * Isa::lanes);
+    }
+  }
+}
+
+template <class Isa, int M, int V>
+inline void store_sums(const Block& b, int vector, const typename Isa::Float (&acc)[M][V]) {
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < V; ++v) Isa::store(b.y + m * b.stride + (vector + v) * Isa::lanes, acc[m][v]);
+  }
+}
+
+// Prefetches the lines of a stream that the next `bytes` bytes from `at` will be followed by.
+template <int M, int bytes>
+inline void read_ahead(const std::byte* at) {
+  if constexpr (M <= 2) {
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at + prefetch_bytes + line);
+  }
+}
+
+template <class Isa, Format F>
+inline typename Isa::Float load_weights(const std::byte* at, int index) {
+  if constexpr (F == Format::f32) return Isa::load(reinterpret_cast<const float*>(at) + index);
+  return Isa::load_f16(reinterpret_cast<const std::uint16_t*>(at) + index);
+}
+
+template <class Isa, int M, int V, Format F>
+inline void dense(const Block& b, int vector) {
+  typename Isa::Float acc[M][V];
+  load_sums<Isa, M, V>(b, vector, acc);
+  constexpr int bytes = (F == Format::f32 ? 4 : 2) * panel_outputs;
+  for (std::int64_t unit = b.first_unit; unit < b.end_unit; ++unit) {
+    const std::byte* at = b.panel + unit * 2 * bytes;
+    const float* x = reinterpret_cast<const float*>(b.tile) + unit * 2 * M;
+    read_ahead<M, 2 * bytes>(at);
+    if constexpr (F == Format::bf16) {
+      const auto* pairs = reinterpret_cast<const std::uint16_t*>(at) + vector * Isa::lanes * 2;
+      for (int odd = 0; odd < 2; ++odd) {
+        typename Isa::Float w[V];
+        for (int v = 0; v < V; ++v) {
+          w[v] = odd ? Isa::odd_bf16(pairs + v * Isa::lanes * 2) : Isa::even_bf16(pairs + v * Isa::lanes * 2);
+        }
+        for (int m = 0; m < M; ++m) {
+          const auto value = Isa::broadcast(x[odd * M + m]);
+          for (int v = 0; v < V; ++v) acc[m][v] = Isa::fma(value, w[v], acc[m][v]);
+        }
+      }
+    } else {
+      for (int k = 0; k < 2; ++k) {
+        typename Isa::Float w[V];
+        for (int v = 0; v < V; ++v) w[v] = load_weights<Isa, F>(at + k * bytes, (vector + v) * Isa::lanes);
+        for (int m = 0; m < M; ++m) {
+          const auto value = Isa::broadcast(x[k * M + m]);
+          for (int v = 0; v < V; ++v) acc[m][v] = Isa::fma(value, w[v], acc[m][v]);
+        }
+      }
+    }
+  }
+  store_sums<Isa, M, V>(b, vector, acc);
+}
+
+template <class Isa, int M, int V>
+inline void dense_pairs(const Block& b, int vector) {
+  typename Isa::Float acc[M][V];
+  load_sums<Isa, M, V>(b, vector, acc);
+  for (std::int64_t unit = b.first_unit; unit < b.end_unit; ++unit) {
+    const std::byte* at = b.panel + unit * 4 * panel_outputs;
+    const std::byte* x = b.tile + unit * 4 * M;
+    read_ahead<M, 4 * panel_outputs>(at);
+    typename Isa::Int w[V];
+    for (int v = 0; v < V; ++v) w[v] = Isa::load_int(at + (vector + v) * Isa::lanes * 4);
+    for (int m = 0; m < M; ++m) {
+      const auto pair = Isa::broadcast_int(read<std::int32_t>(x + m * 4));
+      for (int v = 0; v < V; ++v) acc[m][v] = Isa::pair_dot(acc[m][v], w[v], pair);
+    }
+  }
+  store_sums<Isa, M, V>(b, vector, acc);
+}
+
+template <class Isa>
+inline typename Isa::Float load_scales(const std::byte* at, int index, ScaleType type) {
+  if (type == ScaleType::f16) return Isa::load_f16(reinterpret_cast<const std::uint16_t*>(at) + index);
+  if (type == ScaleType::bf16) return Isa::load_bf16(reinterpret_cast<const std::uint16_t*>(at) + index);
+  return Isa::load(reinterpret_cast<const float*>(at) + index);
+}
+
+template <class Isa, int M, int V, Format F>
+inline void quantised(const Block& b, int vector) {
+  typename Isa::Float acc[M][V];
+  load_sums<Isa, M, V>(b, vector, acc);
+  const int group = b.shape->group;
+  const ScaleType type = b.shape->scale;
+  const std::int64_t groups = b.shape->in / group, bytes = unit_bytes(*b.shape), head = scale_bytes(type);
+  const auto* scales = reinterpret_cast<const float*>(b.tile + b.shape->in * M);
+  const float* scaled_sums = scales + groups * M;
+  const auto* sums = reinterpret_cast<const std::int32_t*>(scaled_sums + groups * M);
+  constexpr int step_bytes = (F == Format::q8 ? 32 : 16) * panel_outputs;  // of 32 inputs
+  for (std::int64_t g = b.first_unit; g < b.end_unit; ++g) {
+    const std::byte* at = b.panel + g * bytes;
+    const std::byte* codes = at + 2 * head * panel_outputs + vector * Isa::lanes * 4;
+    const std::byte* x = b.tile + g * group * M;
+    typename Isa::Int dots[M][V];
+    for (int m = 0; m < M; ++m) {
+      const std::int32_t sum = sums[g * M + m];
+      for (int v = 0; v < V; ++v) dots[m][v] = F == Format::q8 ? Isa::start8(sum) : Isa::start4(sum);
+    }
+    for (int k = 0; k < group; k += 32, codes += step_bytes, x += 32 * M) {
+      read_ahead<M, step_bytes>(codes);
+      if constexpr (F == Format::q8) {
+        Isa::template dot8<M, V>(codes, x, dots);
+      } else {
+        Isa::template dot4<M, V>(codes, x, dots);
+      }
+    }
+    for (int v = 0; v < V; ++v) {
+      const auto scale = load_scales<Isa>(at, (vector + v) * Isa::lanes, type);
+      const auto bias = load_scales<Isa>(at + head * panel_outputs, (vector + v) * Isa::lanes, type);
+      for (int m = 0; m < M; ++m) {
+        const auto dot = Isa::mul(Isa::to_float(dots[m][v]), scale);
+        acc[m][v] = Isa::fma(dot, Isa::broadcast(scales[g * M + m]), acc[m][v]);
+        acc[m][v] = Isa::fma(bias, Isa::broadcast(scaled_sums[g * M + m]), acc[m][v]);
+      }
+    }
+  }
+  store_sums<Isa, M, V>(b, vector, acc);
+}
+
+// A whole panel, in as many vectors at once as the registers hold with M rows.
+template <class Isa, int M, Format F>
+void panel(const Block& b) {
+  constexpr int vectors = panel_outputs / Isa::lanes;
+  constexpr int at_once = M == 1 ? vectors : Isa::vectors;
+  for (int vector = 0; vector < vectors; vector += at_once) {
+    if constexpr (is_quantised(F)) {
+      quantised<Isa, M, at_once, F>(b, vector);
+    } else if constexpr (F == Format::bf16 && Isa::bf16_pairs) {
+      dense_pairs<Isa, M, at_once>(b, vector);
+    } else {
+      dense<Isa, M, at_once, F>(b, vector);
+    }
+  }
+}
+
+template <class Isa, Format F, int M = is_quantised(F) ? Isa::integer_rows : Isa::dense_rows>
+void panel_of_rows(const Block& b, int m) {
+  if (m == M) return panel<Isa, M, F>(b);
+  if constexpr (M > 1) panel_of_rows<Isa, F, M - 1>(b, m);
+}
+
+// The panel at the matrix's edge: its sums stand in a panel's width of their own.
+template <class Isa, Format F>
+void edge_panel(Block b, int m, int outputs) {
+  float sums[(is_quantised(F) ? Isa::integer_rows : Isa::dense_rows) * panel_outputs];
+  float* y = b.y;
+  const std::int64_t stride = b.stride;
+  for (int row = 0; row < m; ++row) {
+    for (int o = 0; o < panel_outputs; ++o) sums[row * panel_outputs + o] = o < outputs ? y[row * stride + o] : 0;
+  }
+  b.y = sums;
+  b.stride = panel_outputs;
+  panel_of_rows<Isa, F>(b, m);
+  for (int row = 0; row < m; ++row) {
+    for (int o = 0; o < outputs; ++o) y[row * stride + o] = sums[row * panel_outputs + o];
+  }
+}
+
+template <class Isa, Format F>
+void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel) {
+  constexpr std::int64_t rows = is_quantised(F) ? Isa::integer_rows : Isa::dense_rows;
+  constexpr Activation activation = is_quantised(F)                             ? Activation::int8
+                                    : F == Format::bf16 && Isa::bf16_pairs ? Activation::bf16
+                                                                           : Activation::f32;
+  const PanelShape& shape = args.shape;
+  const std::int64_t bytes = panel_bytes(shape), row_bytes = prepared_bytes(activation, shape.in, shape.group);
+  const std::int64_t units = (shape.in + unit_inputs(shape) - 1) / unit_inputs(shape);
+  // Many rows: as many inputs at once as keep the panel's part in the first-level cache and all rows' in the
+  // second, for a few panels before the next inputs.
+  const std::int64_t block = args.rows <= rows ? units : (is_quantised(F) ? 512 : 256) / unit_inputs(shape);
+  const std::int64_t at_once = args.rows <= rows ? 1 : 8;
+  for (std::int64_t chunk = first_panel; chunk < end_panel; chunk += at_once) {
+    for (std::int64_t unit = 0; unit < units; unit += block) {
+      for (std::int64_t p = chunk; p < smaller(end_panel, chunk + at_once); ++p) {
+        const std::int64_t outputs = smaller(panel_outputs, shape.out - p * panel_outputs);
+        for (std::int64_t row = 0; row < args.rows; row += rows) {
+          const int m = static_cast<int>(smaller(rows, args.rows - row));
+          const Block b{&shape,
+                        args.panels + p * bytes,
+                        args.prepared + row * row_bytes,
+                        unit,
+                        smaller(units, unit + block),
+                        args.y + row * args.stride + p * panel_outputs,
+                        args.stride};
+          if (outputs == panel_outputs) {
+            panel_of_rows<Isa, F>(b, m);
+          } else {
+            edge_panel<Isa, F>(b, m, static_cast<int>(outputs));
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class Isa>
+void multiply(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel) {
+  switch (args.shape.format) {
+    case Format::f32:
+      return multiply_as<Isa, Format::f32>(args, first_panel, end_panel);
+    case Format::f16:
+      return multiply_as<Isa, Format::f16>(args, first_panel, end_panel);
+    case Format::bf16:
+      return multiply_as<Isa, Format::bf16>(args, first_panel, end_panel);
+    case Format::q8:
+      return multiply_as<Isa, Format::q8>(args, first_panel, end_panel);
+    case Format::q4:
+      return multiply_as<Isa, Format::q4>(args, first_panel, end_panel);
+  }
+}
+
+template <class Isa>
+constexpr PanelLoops panel_loops(const char* name) {
+  return {name, Isa::bf16_pairs, Isa::dense_rows, Isa::integer_rows, prepare<Isa>, multiply<Isa>};
+}
+
+}  // namespace
+}  // namespace tandem::kernels

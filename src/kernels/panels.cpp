@@ -1,0 +1,45 @@
+#include "kernels/panels.h"
+
+#include <cstring>
+#include <vector>
+
+#if defined(__linux__) && defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace tandem::kernels {
+namespace {
+
+// Fastest first.
+std::vector<const PanelLoops*> loops_of_this_processor() {
+  std::vector<const PanelLoops*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&panels_avx512_bf16);
+  if (avx512) found.push_back(&panels_avx512);
+  // F16C is older than AVX2.
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&panels_avx2);
+#elif defined(__APPLE__) && defined(__aarch64__)
+  found.push_back(&panels_neon);  // every Apple silicon has it
+#elif defined(__aarch64__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&panels_neon);
+#endif
+  found.push_back(&panels_portable);
+  return found;
+}
+
+}  // namespace
+
+const PanelLoops* find_loops(const char* name) {
+  static const auto all = loops_of_this_processor();
+  if (!name) return all.front();
+  for (const auto* loops : all) {
+    if (std::strcmp(loops->name, name) == 0) return loops;
+  }
+  return nullptr;
+}
+
+}  // namespace tandem::kernels

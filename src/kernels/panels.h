@@ -1,0 +1,130 @@
+// Packed matrices and the loops over them. No MLX here and, in the loops, no function of the standard library: an
+// inline one compiled with AVX could be linked into code that must run without.
+//
+// A matrix [out, in] lies in panels of 32 outputs, one after the other, so that a product reads one sequential
+// stream; the last panel is filled up with zeros. Within a panel, with o the output and k the input:
+//   f32, f16   [in][32 o]
+//   bf16       [in / 2][32 o][2 k]: pairs, as AVX512_BF16 multiplies them; odd `in` is padded
+//   q8, q4     for each group of inputs: scales [32 o], biases [32 o] of ScaleType, then codes [group / 4][32 o][4 k]
+//              of 8 bits; of 4 bits, a byte's low half belongs to step j and its high half to step j + 1 of `group / 4`
+// A code c stands for scale * c + bias, MLX's affine quantisation.
+//
+// The order of every sum is fixed, so a result depends neither on the rows computed with it, nor on the cut into
+// blocks, nor on the instruction set (but for bf16 on AVX512_BF16, whose sums of pairs are the hardware's own):
+//   dense      acc = fma(x_k, w_k, acc), k ascending
+//   quantised  x becomes int8 by group (largest magnitude = 127); groups ascending,
+//              acc = fma(float(sum of codes · x8) * scale, x_scale, acc); acc = fma(bias, x_scale * sum of x8, acc)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tandem::kernels {
+
+inline constexpr int panel_outputs = 32;
+
+enum class Format : std::uint8_t { f32, f16, bf16, q8, q4 };
+enum class ScaleType : std::uint8_t { f32, f16, bf16 };
+
+struct PanelShape {
+  std::int64_t out = 0;
+  std::int64_t in = 0;
+  Format format = Format::f32;
+  ScaleType scale = ScaleType::f16;  // of q8 and q4
+  int group = 0;                     // inputs that share a scale: 32, 64 or 128; 0 for dense formats
+};
+
+constexpr bool is_quantised(Format format) { return format == Format::q8 || format == Format::q4; }
+constexpr std::int64_t scale_bytes(ScaleType type) { return type == ScaleType::f32 ? 4 : 2; }
+constexpr std::int64_t panels_of(const PanelShape& shape) {
+  return (shape.out + panel_outputs - 1) / panel_outputs;
+}
+// Bytes of the inputs of one group (quantised) or of two inputs (dense) of a panel.
+constexpr std::int64_t unit_bytes(const PanelShape& shape) {
+  switch (shape.format) {
+    case Format::f32:
+      return 2 * 4 * panel_outputs;
+    case Format::f16:
+    case Format::bf16:
+      return 2 * 2 * panel_outputs;
+    case Format::q8:
+      return panel_outputs * (2 * scale_bytes(shape.scale) + shape.group);
+    case Format::q4:
+      return panel_outputs * (2 * scale_bytes(shape.scale) + shape.group / 2);
+  }
+  return 0;
+}
+constexpr std::int64_t unit_inputs(const PanelShape& shape) { return shape.group > 0 ? shape.group : 2; }
+constexpr std::int64_t panel_bytes(const PanelShape& shape) {
+  return (shape.in + unit_inputs(shape) - 1) / unit_inputs(shape) * unit_bytes(shape);
+}
+
+// How the rows of x are given to the loops. Rows come in tiles of PanelLoops::tile_rows, the last one smaller; a
+// tile of m rows is
+//   f32   [in][m] float
+//   bf16  [in / 2][m][2] bfloat16, rounded to nearest even
+//   int8  [in / 4][m][4] int8, then by group: scales [groups][m] float, scale * sum of x8 [groups][m] float,
+//         sum of x8 [groups][m] int32
+enum class Activation : std::uint8_t { f32, bf16, int8 };
+
+constexpr std::int64_t even(std::int64_t n) { return n + (n & 1); }
+// Bytes of one prepared row.
+constexpr std::int64_t prepared_bytes(Activation activation, std::int64_t in, int group) {
+  switch (activation) {
+    case Activation::f32:
+      return even(in) * 4;
+    case Activation::bf16:
+      return even(in) * 2;
+    case Activation::int8:
+      return in + in / group * 12;
+  }
+  return 0;
+}
+
+struct Prepare {
+  const float* x;  // [rows, in]
+  std::int64_t rows;
+  std::int64_t in;
+  Activation activation;
+  int group;            // for int8
+  std::byte* prepared;  // [rows * prepared_bytes]
+};
+
+struct Multiply {
+  PanelShape shape;
+  const std::byte* panels;
+  const std::byte* prepared;
+  float* y;             // row r's output o stands at y[r * stride + o]
+  std::int64_t stride;
+  std::int64_t rows;
+};
+
+// One instruction set's loops.
+struct PanelLoops {
+  const char* name;
+  bool bf16_pairs;   // x of bf16 matrices is bfloat16, not float32
+  int dense_rows;    // rows of a tile
+  int integer_rows;  // rows of a tile of int8
+  void (*prepare)(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile);
+  void (*multiply)(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel);
+};
+
+constexpr Activation activation_of(Format format, const PanelLoops& loops) {
+  if (is_quantised(format)) return Activation::int8;
+  return format == Format::bf16 && loops.bf16_pairs ? Activation::bf16 : Activation::f32;
+}
+constexpr int tile_rows(Activation activation, const PanelLoops& loops) {
+  return activation == Activation::int8 ? loops.integer_rows : loops.dense_rows;
+}
+
+// The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, neon.
+// nullptr: not on this processor.
+const PanelLoops* find_loops(const char* name = nullptr);
+
+extern const PanelLoops panels_portable;
+extern const PanelLoops panels_avx2;         // AVX2, FMA, F16C
+extern const PanelLoops panels_avx512;       // AVX-512 F, BW, VL, VNNI
+extern const PanelLoops panels_avx512_bf16;  // and BF16
+extern const PanelLoops panels_neon;         // Armv8.2 with dot product
+
+}  // namespace tandem::kernels
