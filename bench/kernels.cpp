@@ -56,7 +56,8 @@ int main(int argc, char** argv) {
       for (int repeat = 0; repeat < 5; ++repeat) {
         const auto start = std::chrono::steady_clock::now();
         for (const auto& matrix : matrices) linear(x, matrix).eval();
-        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        best =
+            std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
       }
       fmt::print("{:5} rows {:4}  {:7.1f} GB/s  {:8.1f} GOP/s\n", format, rows,
                  count * matrices[0].bytes() / best / 1e9, 2.0 * count * rows * out * in / best / 1e9);

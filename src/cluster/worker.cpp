@@ -126,7 +126,7 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
     channel.send({{"progress", progress}});
   });
   const bool gpu = device == mx::Device::gpu;
-  const mx::Dtype activations = gpu ? weights.at("model.embed_tokens.weight").dtype() : mx::float32;
+  const mx::Dtype activations = gpu ? weights.at("model.norm.weight").dtype() : mx::float32;
   Ready ready{weights.bytes(), weights.replicated_bytes(), 0, gpu ? "gpu" : "cpu"};
   engine::StepRunner runner(models::make_llama(config, shard, std::move(weights)), {group, activations});
   ready.resident_bytes = hardware::process_memory().resident_bytes;

@@ -38,8 +38,8 @@ ScaleType scale_type(mx::Dtype dtype) {
 
 PanelShape shape_of(const Matrix& m) {
   if (!m.affine) return {m.out(), m.in(), dense_format(m.weight->dtype()), ScaleType::f32, 0};
-  return {m.out(), m.in(), m.affine->bits == 8 ? Format::q8 : Format::q4, scale_type(m.affine->scales.dtype()),
-          m.affine->group};
+  return {m.out(), m.in(), m.affine->bits == 8 ? Format::q8 : Format::q4,
+          scale_type(m.affine->scales.dtype()), m.affine->group};
 }
 
 // Where a dense panel holds input k of output o, in elements.
@@ -138,7 +138,7 @@ void unpack_row(const PackedMatrix& m, std::int64_t output, std::int64_t first, 
     const int code = static_cast<int>(unit[2 * panel_outputs * bytes + place.byte]) >> place.shift &
                      (shape.format == Format::q8 ? 255 : 15);
     to[i * stride] = element(unit, o, shape.scale) * static_cast<float>(code) +
-            element(unit, panel_outputs + o, shape.scale);
+                     element(unit, panel_outputs + o, shape.scale);
   }
 }
 
@@ -196,7 +196,8 @@ void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index,
   if (shape.format == Format::f32) {
     pack_dense(static_cast<const float*>(weight), shape, index, reinterpret_cast<float*>(panel));
   } else {
-    pack_dense(static_cast<const std::uint16_t*>(weight), shape, index, reinterpret_cast<std::uint16_t*>(panel));
+    pack_dense(static_cast<const std::uint16_t*>(weight), shape, index,
+               reinterpret_cast<std::uint16_t*>(panel));
   }
 }
 
@@ -211,7 +212,8 @@ Matrix pack(const Matrix& matrix) {
   };
   const mx::array weight = plain(*matrix.weight);
   if (matrix.affine) {
-    const mx::array scales = plain(matrix.affine->scales), biases = plain(matrix.affine->biases);
+    const mx::array scales = plain(matrix.affine->scales),
+                    biases = plain(mx::astype(matrix.affine->biases, scales.dtype(), mx::Device::cpu));
     const AffineRows from{weight.data<std::uint8_t>(), scales.data<std::byte>(), biases.data<std::byte>()};
     parallel(panels_of(shape), [&](std::int64_t p) { pack_affine(from, shape, p, packed->panel(p)); });
   } else {
@@ -230,8 +232,8 @@ mx::array rows(const Matrix& matrix, const mx::array& ids, mx::StreamOrDevice s)
   mx::array found = mx::take(*matrix.weight, ids, 0, stream);
   if (matrix.affine) {
     const Affine& a = *matrix.affine;
-    found = mx::dequantize(found, mx::take(a.scales, ids, 0, stream), mx::take(a.biases, ids, 0, stream), a.group,
-                           a.bits, "affine", std::nullopt, std::nullopt, stream);
+    found = mx::dequantize(found, mx::take(a.scales, ids, 0, stream), mx::take(a.biases, ids, 0, stream),
+                           a.group, a.bits, "affine", std::nullopt, std::nullopt, stream);
   }
   return stream.device == mx::Device::cpu ? mx::astype(found, mx::float32, stream) : found;
 }

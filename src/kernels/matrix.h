@@ -54,15 +54,15 @@ Matrix pack(const Matrix& matrix);
 // Row-major [out, in] memory of a dense `format` into panel `index`.
 void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index, std::byte* panel);
 
-// Rows `ids` [T] int32 of the matrix, as an embedding reads them → [T, in] float32 on a CPU stream; on a GPU stream
-// in the dtype of weight or scales.
+// Rows `ids` [T] int32 of the matrix, as an embedding reads them → [T, in] float32 on a CPU stream; on a GPU
+// stream in the dtype of weight or scales.
 mlx::core::array rows(const Matrix& matrix, const mlx::core::array& ids, mlx::core::StreamOrDevice s = {});
 
 // One panel as a panel of Format::f32, [in][32 outputs].
 void unpack_panel(const PackedMatrix& matrix, std::int64_t index, float* to);
 
-// Inputs [first_in, first_in + count) of the outputs [0, out) of a packed matrix, as floats [out, count]; a missing
-// input is 0.
+// Inputs [first_in, first_in + count) of the outputs [0, out) of a packed matrix, as floats [out, count]; a
+// missing input is 0.
 void unpack_columns(const PackedMatrix& matrix, std::int64_t first_in, std::int64_t count, float* to);
 
 }  // namespace tandem::kernels

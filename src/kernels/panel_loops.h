@@ -34,7 +34,8 @@ inline float round_even(float v) {
 
 inline std::uint16_t to_bf16(float value) {
   const auto bits = read<std::uint32_t>(&value);
-  if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>(bits >> 16 | 0x40U);  // NaN stays NaN
+  if ((bits & 0x7fffffffU) > 0x7f800000U)
+    return static_cast<std::uint16_t>(bits >> 16 | 0x40U);  // NaN stays NaN
   return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
 }
 
@@ -267,7 +268,8 @@ void edge_panel(Block b, int m, int outputs) {
   float* y = b.y;
   const std::int64_t stride = b.stride;
   for (int row = 0; row < m; ++row) {
-    for (int o = 0; o < panel_outputs; ++o) sums[row * panel_outputs + o] = o < outputs ? y[row * stride + o] : 0;
+    for (int o = 0; o < panel_outputs; ++o)
+      sums[row * panel_outputs + o] = o < outputs ? y[row * stride + o] : 0;
   }
   b.y = sums;
   b.stride = panel_outputs;
@@ -280,11 +282,12 @@ void edge_panel(Block b, int m, int outputs) {
 template <class Isa, Format F>
 void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel) {
   constexpr std::int64_t rows = is_quantised(F) ? Isa::integer_rows : Isa::dense_rows;
-  constexpr Activation activation = is_quantised(F)                             ? Activation::int8
+  constexpr Activation activation = is_quantised(F)                        ? Activation::int8
                                     : F == Format::bf16 && Isa::bf16_pairs ? Activation::bf16
                                                                            : Activation::f32;
   const PanelShape& shape = args.shape;
-  const std::int64_t bytes = panel_bytes(shape), row_bytes = prepared_bytes(activation, shape.in, shape.group);
+  const std::int64_t bytes = panel_bytes(shape),
+                     row_bytes = prepared_bytes(activation, shape.in, shape.group);
   const std::int64_t units = (shape.in + unit_inputs(shape) - 1) / unit_inputs(shape);
   // Many rows: as many inputs at once as keep the panel's part in the first-level cache and all rows' in the
   // second, for a few panels before the next inputs.
@@ -296,13 +299,10 @@ void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t en
         const std::int64_t outputs = smaller(panel_outputs, shape.out - p * panel_outputs);
         for (std::int64_t row = 0; row < args.rows; row += rows) {
           const int m = static_cast<int>(smaller(rows, args.rows - row));
-          const Block b{&shape,
-                        args.panels + p * bytes,
-                        args.prepared + row * row_bytes,
-                        unit,
-                        smaller(units, unit + block),
-                        args.y + row * args.stride + p * panel_outputs,
-                        args.stride};
+          const Block b{
+              &shape,     args.panels + p * bytes,      args.prepared + row * row_bytes,
+              unit,       smaller(units, unit + block), args.y + row * args.stride + p * panel_outputs,
+              args.stride};
           if (outputs == panel_outputs) {
             panel_of_rows<Isa, F>(b, m);
           } else {

@@ -1,19 +1,23 @@
-// Packed matrices and the loops over them. No MLX here and, in the loops, no function of the standard library: an
-// inline one compiled with AVX could be linked into code that must run without.
+// Packed matrices and the loops over them. No MLX here and, in the loops, no function of the standard
+// library: an inline one compiled with AVX could be linked into code that must run without.
 //
-// A matrix [out, in] lies in panels of 32 outputs, one after the other, so that a product reads one sequential
-// stream; the last panel is filled up with zeros. Within a panel, with o the output and k the input:
+// A matrix [out, in] lies in panels of 32 outputs, one after the other, so that a product reads one
+// sequential stream; the last panel is filled up with zeros. Within a panel, o is the output, k the input:
 //   f32, f16   [in][32 o]
 //   bf16       [in / 2][32 o][2 k]: pairs, as AVX512_BF16 multiplies them; odd `in` is padded
-//   q8, q4     for each group of inputs: scales [32 o], biases [32 o] of ScaleType, then codes [group / 4][32 o][4 k]
-//              of 8 bits; of 4 bits, a byte's low half belongs to step j and its high half to step j + 1 of `group / 4`
+//   q8, q4     for each group of inputs: scales [32 o], biases [32 o] of ScaleType, then the codes:
+//     q8       [group / 4][32 o][4 k], a byte each
+//     q4       [group / 8][32 o][4 k]: a byte's low half is of the first four inputs, its high half of
+//              the next four
 // A code c stands for scale * c + bias, MLX's affine quantisation.
 //
-// The order of every sum is fixed, so a result depends neither on the rows computed with it, nor on the cut into
-// blocks, nor on the instruction set (but for bf16 on AVX512_BF16, whose sums of pairs are the hardware's own):
+// The order of every sum is fixed, so a result depends neither on the rows computed with it, nor on the cut
+// into blocks, nor on the instruction set (but for bf16 on AVX512_BF16, whose sums of pairs are the
+// hardware's own):
 //   dense      acc = fma(x_k, w_k, acc), k ascending
 //   quantised  x becomes int8 by group (largest magnitude = 127); groups ascending,
-//              acc = fma(float(sum of codes · x8) * scale, x_scale, acc); acc = fma(bias, x_scale * sum of x8, acc)
+//              acc = fma(float(sum of codes · x8) * scale, x_scale, acc);
+//              acc = fma(bias, x_scale * sum of x8, acc)
 #pragma once
 
 #include <cstddef>
@@ -59,8 +63,8 @@ constexpr std::int64_t panel_bytes(const PanelShape& shape) {
   return (shape.in + unit_inputs(shape) - 1) / unit_inputs(shape) * unit_bytes(shape);
 }
 
-// How the rows of x are given to the loops. Rows come in tiles of PanelLoops::tile_rows, the last one smaller; a
-// tile of m rows is
+// How the rows of x are given to the loops. Rows come in tiles of PanelLoops::tile_rows, the last one
+// smaller; a tile of m rows is
 //   f32   [in][m] float
 //   bf16  [in / 2][m][2] bfloat16, rounded to nearest even
 //   int8  [in / 4][m][4] int8, then by group: scales [groups][m] float, scale * sum of x8 [groups][m] float,
@@ -94,7 +98,7 @@ struct Multiply {
   PanelShape shape;
   const std::byte* panels;
   const std::byte* prepared;
-  float* y;             // row r's output o stands at y[r * stride + o]
+  float* y;  // row r's output o stands at y[r * stride + o]
   std::int64_t stride;
   std::int64_t rows;
 };

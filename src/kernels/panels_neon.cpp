@@ -20,7 +20,9 @@ struct Neon {
   static Float to_float(Int v) { return vcvtq_f32_s32(v); }
 
   static Float load_f16(const std::uint16_t* at) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at))); }
-  static Float load_bf16(const std::uint16_t* at) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(at), 16)); }
+  static Float load_bf16(const std::uint16_t* at) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(at), 16));
+  }
   static Float even_bf16(const std::uint16_t* at) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(vld1q_u16(at)), 16));
   }
@@ -58,7 +60,9 @@ struct Neon {
   }
 
  private:
-  static uint8x16_t load_codes(const std::byte* at) { return vld1q_u8(reinterpret_cast<const std::uint8_t*>(at)); }
+  static uint8x16_t load_codes(const std::byte* at) {
+    return vld1q_u8(reinterpret_cast<const std::uint8_t*>(at));
+  }
 
   template <int M, int V>
   static void add_products(const int8x16_t (&w)[V], const std::byte* x, Int (&dots)[M][V]) {

@@ -20,9 +20,15 @@ struct Portable {
     for (int i = 0; i < lanes; ++i) made.at[i] = value(i);
     return made;
   }
-  static Float zero() { return each<Float>([](int) { return 0.0F; }); }
-  static Float broadcast(float v) { return each<Float>([=](int) { return v; }); }
-  static Float load(const float* from) { return each<Float>([=](int i) { return from[i]; }); }
+  static Float zero() {
+    return each<Float>([](int) { return 0.0F; });
+  }
+  static Float broadcast(float v) {
+    return each<Float>([=](int) { return v; });
+  }
+  static Float load(const float* from) {
+    return each<Float>([=](int i) { return from[i]; });
+  }
   static void store(float* to, const Float& v) {
     for (int i = 0; i < lanes; ++i) to[i] = v.at[i];
   }

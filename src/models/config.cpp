@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -164,14 +165,58 @@ ModelConfig::Advised parse_advice(const json& generation) {
   return advised;
 }
 
+// "quantization" of mlx-community; "quantization_config" alone is some other scheme's.
+std::optional<Quantisation> parse_quantisation(const json& config) {
+  const json* given = find(config, "quantization");
+  if (!given) {
+    if (find(config, "quantization_config")) {
+      throw InputError(
+          "\"quantization_config\" is of a kind that this version does not read; give MLX's affine "
+          "quantization, or a bf16, f16 or f32 checkpoint");
+    }
+    return std::nullopt;
+  }
+  if (!given->is_object())
+    throw InputError(fmt::format("\"quantization\" is {}; give an object", given->dump()));
+  for (const auto& [name, value] : given->items()) {
+    if (value.is_object() || value.is_boolean()) {
+      throw InputError(fmt::format(
+          "\"quantization\" has a rule of its own for \"{}\", which this version does not read", name));
+    }
+  }
+  const std::string mode = string_or(*given, "mode", "affine");
+  if (mode != "affine") {
+    throw InputError(fmt::format("\"quantization\" has the mode \"{}\"; this version reads affine", mode));
+  }
+  const Quantisation result{integer(*given, "bits", 1, 32), integer(*given, "group_size", 1, 1 << 20)};
+  if (result.bits != 4 && result.bits != 8) {
+    throw InputError(fmt::format("\"quantization\" has {} bits; this version reads 4 and 8", result.bits));
+  }
+  if (result.group != 32 && result.group != 64 && result.group != 128) {
+    throw InputError(
+        fmt::format("\"quantization\" has groups of {}; this version reads 32, 64 and 128", result.group));
+  }
+  return result;
+}
+
+// The cuts that leave each group of inputs whole; InputError where a matrix has no whole groups.
+void align_cuts(parallel::ModelSizes& sizes, int group) {
+  sizes.heads_at_once = group / std::gcd(sizes.head_dim, group);
+  sizes.columns_at_once = group;
+  const auto check = [&](const char* name, int inputs) {
+    if (inputs % group == 0) return;
+    throw InputError(
+        fmt::format("{} is {}, not a multiple of the quantization's groups of {}", name, inputs, group));
+  };
+  check("\"hidden_size\"", sizes.hidden);
+  check("\"intermediate_size\"", sizes.ffn);
+  check("the width of all query heads", sizes.query_heads * sizes.head_dim);
+}
+
 void reject_unsupported(const json& config) {
   const std::string activation = string_or(config, "hidden_act", "silu");
   if (activation != "silu")
     throw InputError(fmt::format("\"hidden_act\" is \"{}\"; only silu is supported", activation));
-  if (find(config, "quantization") || find(config, "quantization_config")) {
-    throw InputError(
-        "its weights are quantized, which this version does not read; give a bf16, f16 or f32 checkpoint");
-  }
 }
 
 }  // namespace
@@ -215,6 +260,8 @@ ModelConfig parse_config(const json& config) {
   result.output_bias = !qwen2 && boolean_or(config, "attention_bias", false);
   result.mlp_bias = result.family == "llama" && boolean_or(config, "mlp_bias", false);
   result.query_key_norm = qwen3;
+  result.quantisation = parse_quantisation(config);
+  if (result.quantisation) align_cuts(sizes, result.quantisation->group);
   result.end_ids = parse_end_ids(config);
   return result;
 }

@@ -29,6 +29,12 @@ struct RopeConfig {
   double attention_factor = 1;  // multiplies cos and sin
 };
 
+// MLX's affine quantisation of every matrix, the embedding included (mlx-community checkpoints).
+struct Quantisation {
+  int bits = 0;   // 4 or 8
+  int group = 0;  // inputs that share a scale: 32, 64 or 128
+};
+
 struct ModelConfig {
   std::string family;  // model_type: llama, mistral, qwen2, qwen3
   int layers = 0;
@@ -44,6 +50,7 @@ struct ModelConfig {
   bool output_bias = false;  // of the attention
   bool mlp_bias = false;
   bool query_key_norm = false;
+  std::optional<Quantisation> quantisation;
   // Sampling that the model's makers advise, generation_config.json.
   struct Advised {
     std::optional<float> temperature, top_p;
@@ -51,7 +58,10 @@ struct ModelConfig {
   } advised;
   std::vector<int> end_ids;  // eos_token_id of generation_config.json, else of config.json
 
-  parallel::Divisible divisible() const { return {layers, sizes.query_heads, sizes.ffn, sizes.vocabulary}; }
+  parallel::Divisible divisible() const {
+    return {layers, sizes.query_heads / sizes.heads_at_once, sizes.ffn / sizes.columns_at_once,
+            sizes.vocabulary};
+  }
 };
 
 // InputError names the field, its value and what was expected.

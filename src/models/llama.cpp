@@ -48,9 +48,20 @@ const std::vector<Row>& shard_table() {
   return table;
 }
 
+// A family's weights as they are taken over.
+struct Source {
+  const ModelConfig& config;
+  weights::ShardedWeights& weights;
+};
+
 // The matrix `name`.weight with `name`.bias, if there is one, and the reduction its row in the table names.
-ShardedLinear take_linear(weights::ShardedWeights& weights, const std::string& name, Reduce reduce) {
+ShardedLinear take_linear(const Source& source, const std::string& name, Reduce reduce) {
+  auto& [config, weights] = source;
   kernels::Matrix matrix{weights.take(name + ".weight"), std::nullopt, nullptr};
+  if (weights.has(name + ".scales")) {
+    matrix.affine = {weights.take(name + ".scales"), weights.take(name + ".biases"),
+                     config.quantisation->group, config.quantisation->bits};
+  }
   if (mx::default_device() == mx::Device::cpu) matrix = kernels::pack(matrix);
   ShardedLinear linear{std::move(matrix), std::nullopt, reduce, {}};
   if (weights.has(name + ".bias")) linear.bias = weights.take(name + ".bias");
@@ -64,10 +75,11 @@ Reduce reduction_of(const std::string& pattern) {
   throw std::logic_error("no such row in the shard table: " + pattern);
 }
 
-LlamaLayer make_layer(weights::ShardedWeights& weights, int layer) {
+LlamaLayer make_layer(const Source& source, int layer) {
+  auto& weights = source.weights;
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   const auto take = [&](const std::string& name) {
-    return take_linear(weights, prefix + name, reduction_of("model.layers.*." + name + ".weight"));
+    return take_linear(source, prefix + name, reduction_of("model.layers.*." + name + ".weight"));
   };
   const auto norm = [&](const char* name) -> std::optional<mx::array> {
     const std::string full = prefix + name + ".weight";
@@ -123,15 +135,22 @@ mx::array feed_forward(const LlamaLayer& w, const mx::array& x, const Context& c
 std::vector<ShardRule> llama_shard_rules(const ModelConfig& config) {
   std::vector<ShardRule> rules;
   for (const auto& row : shard_table()) {
-    if (!row.when || config.*row.when) rules.push_back(row.rule);
+    if (row.when && !(config.*row.when)) continue;
+    if (config.quantisation && row.rule.shape.size() == 2) {
+      const auto [bits, group] = *config.quantisation;
+      for (auto& rule : weights::quantised_rules(row.rule, bits, group)) rules.push_back(std::move(rule));
+    } else {
+      rules.push_back(row.rule);
+    }
   }
   return rules;
 }
 
 Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weights::ShardedWeights weights) {
+  const Source source{config, weights};
   Llama model{
       .config = config,
-      .embedding = take_linear(weights, "model.embed_tokens", reduction_of("model.embed_tokens.weight")),
+      .embedding = take_linear(source, "model.embed_tokens", reduction_of("model.embed_tokens.weight")),
       .first_id = shard.vocabulary.begin,
       .kv_of_query = shard.kv_of_query(),
       .layers = {},
@@ -143,10 +162,10 @@ Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weight
     model.output = model.embedding;
     model.output.reduce = reduction_of("lm_head.weight");
   } else {
-    model.output = take_linear(weights, "lm_head", reduction_of("lm_head.weight"));
+    model.output = take_linear(source, "lm_head", reduction_of("lm_head.weight"));
   }
   model.output.parts = shard.vocabulary_sizes;
-  for (int layer = 0; layer < config.layers; ++layer) model.layers.push_back(make_layer(weights, layer));
+  for (int layer = 0; layer < config.layers; ++layer) model.layers.push_back(make_layer(source, layer));
   return model;
 }
 

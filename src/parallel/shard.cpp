@@ -87,15 +87,22 @@ std::vector<int> Shard::kv_of_query() const {
   return index;
 }
 
+namespace {
+
+Range times(Range range, int factor) { return {range.begin * factor, range.end * factor}; }
+
+}  // namespace
+
 Shard shard_of(const ModelSizes& sizes, const std::vector<double>& shares, int rank) {
   Shard shard;
   shard.sizes = sizes;
-  shard.query_heads = split_by_share(sizes.query_heads, shares)[rank];
+  shard.query_heads =
+      times(split_by_share(sizes.query_heads / sizes.heads_at_once, shares)[rank], sizes.heads_at_once);
   const int queries_per_kv = sizes.query_heads / sizes.kv_heads;
   assert(queries_per_kv > 0);
   shard.kv_heads = {shard.query_heads.begin / queries_per_kv,
                     (shard.query_heads.end - 1) / queries_per_kv + 1};
-  shard.ffn = split_by_share(sizes.ffn, shares)[rank];
+  shard.ffn = times(split_by_share(sizes.ffn / sizes.columns_at_once, shares)[rank], sizes.columns_at_once);
   const auto vocabulary = split_by_share(sizes.vocabulary, shares);
   shard.vocabulary = vocabulary[rank];
   for (const auto& range : vocabulary) shard.vocabulary_sizes.push_back(range.size());

@@ -30,6 +30,9 @@ struct ModelSizes {
   int head_dim = 0;
   int ffn = 0;
   int vocabulary = 0;
+  // Query heads and ffn columns that no cut may part: the inputs that share a scale in quantised weights.
+  int heads_at_once = 1;
+  int columns_at_once = 1;
 };
 
 // One rank's part of every dimension.

@@ -20,7 +20,9 @@ using nlohmann::json;
 constexpr const char* single_file = "model.safetensors";
 constexpr const char* index_file = "model.safetensors.index.json";
 
-mx::Dtype to_mlx(const std::string& name, const std::string& dtype) {
+mx::Dtype to_mlx(const std::string& name, const std::string& dtype, bool codes) {
+  if (codes && dtype == "U32") return mx::uint32;
+  if (codes) throw InputError(fmt::format("tensor \"{}\" is {}; quantized weights are U32", name, dtype));
   if (dtype == "F32") return mx::float32;
   if (dtype == "F16") return mx::float16;
   if (dtype == "BF16") return mx::bfloat16;
@@ -90,14 +92,14 @@ std::uint64_t Checkpoint::slice_bytes(const std::string& name, int axis, paralle
 }
 
 mx::array Checkpoint::read(const std::string& name, const std::vector<int>& expected, int axis,
-                           parallel::Range part, const OnBytes& on_bytes) const {
+                           parallel::Range part, const OnBytes& on_bytes, bool codes) const {
   const auto& [file, info] = place(name);
   if (!std::equal(expected.begin(), expected.end(), info->shape.begin(), info->shape.end())) {
     throw InputError(fmt::format("{}: tensor \"{}\" has shape [{}], but config.json makes it [{}]",
                                  file->path().string(), name, fmt::join(info->shape, ", "),
                                  fmt::join(expected, ", ")));
   }
-  const mx::Dtype dtype = to_mlx(name, info->dtype);
+  const mx::Dtype dtype = to_mlx(name, info->dtype, codes);
 
   // The slice as `runs` pieces of `run_bytes`, `stride_bytes` apart in the file.
   mx::Shape shape(expected.begin(), expected.end());

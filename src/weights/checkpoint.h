@@ -28,9 +28,9 @@ class Checkpoint {
 
   // The slice `part` of `axis` (the whole tensor where axis is -1) as an array in the file's dtype. Reads
   // just these bytes. InputError where the tensor is missing, its shape is not `expected` (of the whole
-  // tensor), or its dtype is not F32, F16 or BF16.
+  // tensor), or its dtype is not F32, F16 or BF16, or, of `codes`, not U32.
   mlx::core::array read(const std::string& name, const std::vector<int>& expected, int axis,
-                        parallel::Range part, const OnBytes& on_bytes) const;
+                        parallel::Range part, const OnBytes& on_bytes, bool codes = false) const;
 
   // The bytes that such a read takes.
   std::uint64_t slice_bytes(const std::string& name, int axis, parallel::Range part) const;

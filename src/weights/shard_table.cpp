@@ -4,6 +4,17 @@
 
 namespace tandem::weights {
 
+std::vector<ShardRule> quantised_rules(const ShardRule& rule, int bits, int group) {
+  const std::string stem = rule.name.substr(0, rule.name.rfind('.'));
+  std::vector<ShardRule> rules(3, rule);
+  rules[0].inputs_per_element = 32 / bits;
+  rules[0].codes = true;
+  rules[1].name = stem + ".scales";
+  rules[2].name = stem + ".biases";
+  rules[1].inputs_per_element = rules[2].inputs_per_element = group;
+  return rules;
+}
+
 ShardLoad::ShardLoad(const Checkpoint& checkpoint, const std::vector<ShardRule>& rules,
                      const parallel::Shard& shard, int first_layer, int end_layer)
     : checkpoint_(checkpoint), rules_(rules), shard_(shard) {
@@ -24,7 +35,12 @@ ShardLoad::ShardLoad(const Checkpoint& checkpoint, const std::vector<ShardRule>&
 }
 
 parallel::Range ShardLoad::part(const ShardRule& rule) const {
-  return rule.split_axis < 0 ? parallel::Range{} : shard_.part(rule.shape[rule.split_axis]);
+  if (rule.split_axis < 0) return {};
+  parallel::Range part = shard_.part(rule.shape[rule.split_axis]);
+  if (rule.split_axis + 1 == static_cast<int>(rule.shape.size())) {
+    part = {part.begin / rule.inputs_per_element, part.end / rule.inputs_per_element};
+  }
+  return part;
 }
 
 ShardedWeights ShardLoad::run(const OnBytes& on_bytes) const {
@@ -32,7 +48,8 @@ ShardedWeights ShardLoad::run(const OnBytes& on_bytes) const {
   for (const auto& [name, rule] : items_) {
     std::vector<int> shape;
     for (const auto dim : rule->shape) shape.push_back(shard_.whole(dim));
-    auto tensor = checkpoint_.read(name, shape, rule->split_axis, part(*rule), on_bytes);
+    shape.back() /= rule->inputs_per_element;
+    auto tensor = checkpoint_.read(name, shape, rule->split_axis, part(*rule), on_bytes, rule->codes);
     weights.bytes_ += tensor.nbytes();
     if (rule->split_axis < 0) weights.replicated_bytes_ += tensor.nbytes();
     weights.tensors_.emplace(name, std::move(tensor));

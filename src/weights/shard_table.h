@@ -21,7 +21,13 @@ struct ShardRule {
   std::vector<parallel::Dim> shape;
   int split_axis;
   parallel::Reduce reduce;
+  int inputs_per_element = 1;  // of the last axis: quantised weights hold several in one element
+  bool codes = false;          // quantised values: uint32
 };
+
+// A matrix's row, with its weight in `bits` and groups of `group`, as three: NAME.weight, NAME.scales,
+// NAME.biases.
+std::vector<ShardRule> quantised_rules(const ShardRule& rule, int bits, int group);
 
 // One rank's slices by name.
 class ShardedWeights {

@@ -51,7 +51,16 @@ TEST(Config, RefusesWithTheFieldsName) {
          {{"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 4}, {"high_freq_factor", 1}}}},
        {"high_freq_factor"}},
       {{{"partial_rotary_factor", 0.5}}, {"partial_rotary_factor"}},
-      {{{"quantization_config", {{"bits", 4}}}}, {"quantized"}},
+      {{{"quantization_config", {{"bits", 4}}}}, {"quantization_config"}},
+      {{{"quantization", {{"bits", 3}, {"group_size", 64}}}}, {"quantization", "3 bits"}},
+      {{{"quantization", {{"bits", 4}, {"group_size", 48}}}}, {"groups of 48"}},
+      {{{"quantization", {{"bits", 4}, {"group_size", 64}, {"mode", "mxfp4"}}}}, {"mxfp4"}},
+      {{{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", false}}}}, {"lm_head"}},
+      {{{"quantization", {{"bits", 4}, {"group_size", 128}}},
+        {"hidden_size", 128},
+        {"intermediate_size", 704}},
+       {"704", "groups of 128"}},
+      {{{"quantization", 4}}, {"quantization"}},
       {{{"model_type", "mistral"}, {"sliding_window", 0}}, {"sliding_window"}},
   };
   for (const auto& row : rows) {

@@ -54,7 +54,7 @@ DAMAGES = {
     "negative layers": (lambda m: edit_config(m, num_hidden_layers=-3), ["num_hidden_layers", "-3"]),
     "heads that do not divide": (lambda m: edit_config(m, num_key_value_heads=3), ["num_key_value_heads", "3"]),
     "unknown rope": (lambda m: edit_config(m, rope_parameters={"rope_type": "spiral"}), ["spiral", "yarn"]),
-    "quantized": (lambda m: edit_config(m, quantization={"bits": 4}), ["quantized"]),
+    "quantized": (lambda m: edit_config(m, quantization={"bits": 3, "group_size": 64}), ["3 bits"]),
     "no config": (lambda m: (m / "config.json").unlink(), ["config.json is missing"]),
     "config is a list": (lambda m: (m / "config.json").write_text("[]"), ["no JSON object"]),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), ["tokenizer.json"]),
