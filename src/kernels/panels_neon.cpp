@@ -39,7 +39,8 @@ struct Neon {
     for (int step = 0; step < 8; ++step) {
       int8x16_t w[V];
       for (int v = 0; v < V; ++v) {
-        w[v] = vreinterpretq_s8_u8(veorq_u8(load_codes(codes + step * 128 + v * 16), vdupq_n_u8(128)));
+        w[v] =
+            vreinterpretq_s8_u8(veorq_u8(load_codes(ahead<M>(codes + step * 128 + v * 16)), vdupq_n_u8(128)));
       }
       add_products<M, V>(w, x + step * 4 * M, dots);
     }
@@ -50,7 +51,7 @@ struct Neon {
     for (int step = 0; step < 8; step += 2) {
       int8x16_t first[V], second[V];
       for (int v = 0; v < V; ++v) {
-        const uint8x16_t both = load_codes(codes + step * 64 + v * 16);
+        const uint8x16_t both = load_codes(ahead<M>(codes + step * 64 + v * 16));
         first[v] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
         second[v] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
       }
