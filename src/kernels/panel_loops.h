@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/panels.h"
+#include "kernels/vector_loops.h"
 
 namespace tandem::kernels {
 namespace {
@@ -34,7 +35,6 @@ inline T read(const void* from) {
   return value;
 }
 
-inline float largest(float a, float b) { return a > b ? a : b; }
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 // To nearest, ties to even, of |v| < 2^22.
@@ -59,9 +59,7 @@ inline void prepare_int8(const float* x, std::int64_t in, int group, std::byte* 
   auto* sums = reinterpret_cast<std::int32_t*>(scaled_sums + groups * m);
   for (std::int64_t g = 0; g < groups; ++g) {
     const float* from = x + g * group;
-    float top = 0, poison = 0;
-    for (int i = 0; i < group; ++i) top = largest(top, __builtin_fabsf(from[i]));
-    for (int i = 0; i < group; ++i) poison += from[i] * 0.0F;  // NaN where x is not finite
+    const float top = largest_magnitude(from, group), poison = poison_of(from, group);
     const bool some = top > 1e-30F;  // less would overflow the inverse, and no weight makes it matter
     const float inverse = some ? 127.0F / top : 0.0F;
     std::int8_t rounded[128];
@@ -103,7 +101,7 @@ void prepare(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile
     const std::int64_t first = tile * rows;
     const int m = static_cast<int>(smaller(rows, args.rows - first));
     for (int row = 0; row < m; ++row) {
-      prepare_row(args, args.x + (first + row) * args.in, args.prepared + first * bytes, row, m);
+      prepare_row(args, args.x + (first + row) * args.stride, args.prepared + first * bytes, row, m);
     }
   }
 }
@@ -116,7 +114,8 @@ struct Block {
   const std::byte* tile;
   std::int64_t first_unit;
   std::int64_t end_unit;
-  float* y;  // the first panel's first output of the tile's first row
+  bool starts;  // at the sums' first terms; else y holds those before
+  float* y;     // the first panel's first output of the tile's first row
   std::int64_t stride;
 };
 
@@ -126,8 +125,7 @@ struct Sums {
   typename Isa::Float at[P][M][V];
 
   Sums(const Block& b, int vector) {
-    each(b, vector,
-         [&](typename Isa::Float& sum, float* y) { sum = b.first_unit == 0 ? Isa::zero() : Isa::load(y); });
+    each(b, vector, [&](typename Isa::Float& sum, float* y) { sum = b.starts ? Isa::zero() : Isa::load(y); });
   }
   void store(const Block& b, int vector) {
     each(b, vector, [](typename Isa::Float& sum, float* y) { Isa::store(y, sum); });
@@ -317,11 +315,11 @@ template <class Isa, Format F>
 std::int64_t multiply_row(const Multiply& args, std::int64_t units, std::int64_t first_panel,
                           std::int64_t end_panel) {
   constexpr int at_once = panels_at_once<1>;
-  const std::int64_t bytes = panel_bytes(args.shape), full = args.shape.out / panel_outputs;
+  const std::int64_t bytes = args.panel_stride, full = args.shape.out / panel_outputs;
   std::int64_t p = first_panel;
   for (; p + at_once <= smaller(end_panel, full); p += at_once) {
     panel<Isa, 1, at_once, F>({&args.shape, args.panels + p * bytes, bytes, args.prepared, 0, units,
-                               args.y + p * panel_outputs, args.stride});
+                               !args.adds, args.y + p * panel_outputs, args.stride});
   }
   return p;
 }
@@ -333,8 +331,7 @@ void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t en
                                     : F == Format::bf16 && Isa::bf16_pairs ? Activation::bf16
                                                                            : Activation::f32;
   const PanelShape& shape = args.shape;
-  const std::int64_t bytes = panel_bytes(shape),
-                     row_bytes = prepared_bytes(activation, shape.in, shape.group);
+  const std::int64_t bytes = args.panel_stride, row_bytes = prepared_bytes(activation, shape.in, shape.group);
   const std::int64_t units = (shape.in + unit_inputs(shape) - 1) / unit_inputs(shape);
   if (args.rows == 1) first_panel = multiply_row<Isa, F>(args, units, first_panel, end_panel);
   // Many rows: as many inputs at once as keep the panel's part in the first-level cache and all rows' in the
@@ -353,6 +350,7 @@ void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t en
                         args.prepared + row * row_bytes,
                         unit,
                         smaller(units, unit + block),
+                        unit == 0 && !args.adds,
                         args.y + row * args.stride + p * panel_outputs,
                         args.stride};
           if (outputs == panel_outputs) {
@@ -384,7 +382,8 @@ void multiply(const Multiply& args, std::int64_t first_panel, std::int64_t end_p
 
 template <class Isa>
 constexpr PanelLoops panel_loops(const char* name) {
-  return {name, Isa::bf16_pairs, Isa::dense_rows, Isa::integer_rows, prepare<Isa>, multiply<Isa>};
+  return {name,         Isa::bf16_pairs, Isa::dense_rows, Isa::integer_rows,
+          prepare<Isa>, multiply<Isa>,   vector_loops};
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ std::vector<weights::ShardRule> llama_shard_rules(const ModelConfig& config);
 // Takes the weights over, packed for the CPU where that computes.
 Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weights::ShardedWeights weights);
 
-// ids [T] that follow what the cache holds → hidden states [T, hidden], before the final norm.
+// ids [T] that follow what the cache holds → hidden states [T, hidden] after the final norm.
 mlx::core::array forward(const Llama& model, const mlx::core::array& ids, KvCache& cache,
                          const Context& context);
 
