@@ -7,6 +7,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "cli/environment.h"
+#include "cli/pin.h"
 #include "cli/terminal.h"
 #include "parallel/shard.h"
 #include "weights/hub_cache.h"
@@ -52,6 +53,12 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
                   "On CPU: auto rounds them to int8 for quantised weights and to bfloat16 for bfloat16 ones")
       ->check(CLI::IsMember({"auto", "float32"}))
       ->capture_default_str();
+  verb.add_option("--threads", flags.threads,
+                  "Threads of each worker [its machine's physical cores, shared by the ranks there]")
+      ->check(CLI::Range(1, limits::cores));
+  verb.add_option("--pin", flags.pin,
+                  "The core, or cores, of each rank on this machine: 0,1 or 0-3,4-7 (Linux)")
+      ->delimiter(',');
   verb.add_option("--remote-program", flags.remote_program, "tandem on the other machines")
       ->capture_default_str();
   verb.add_flag("-v,--verbose", flags.verbose, "Log more to stderr");
@@ -108,9 +115,15 @@ std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig&
 std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel::Plan& plan,
                                           const ClusterFlags& flags) {
   if (flags.verbose) log::configure(log::Level::info);
-  cluster::ConductorOptions options{folder.string(),      plan,          flags.device,
-                                    flags.activations,    own_program(), flags.remote_program,
-                                    flags.verbose ? 1 : 0};
+  cluster::ConductorOptions options{.model = folder.string(),
+                                    .plan = plan,
+                                    .device = flags.device,
+                                    .activations = flags.activations,
+                                    .threads = flags.threads,
+                                    .cores = parse_pin(flags.pin, plan),
+                                    .program = own_program(),
+                                    .remote_program = flags.remote_program,
+                                    .verbosity = flags.verbose ? 1 : 0};
   LoadingBar bar;
   try {
     auto conductor =
@@ -131,6 +144,7 @@ nlohmann::json ranks_json(const cluster::Conductor& conductor) {
                     {"host", rank.host},
                     {"pid", rank.listening->pid},
                     {"device", rank.ready->device},
+                    {"threads", rank.ready->threads},
                     {"weight_bytes", rank.ready->weight_bytes},
                     {"replicated_bytes", rank.ready->replicated_bytes},
                     {"cache_bytes", rank.status.cache_bytes},

@@ -20,6 +20,8 @@ struct ClusterFlags {
   std::vector<std::string> hosts;
   std::string device = "auto";
   std::string activations = "auto";
+  int threads = 0;  // 0: the workers decide
+  std::vector<std::string> pin;
   std::string plan;
   std::string remote_program = "tandem";
   bool verbose = false;

@@ -238,6 +238,29 @@ std::vector<std::string> worker_command(const ConductorOptions& options, const s
           options.remote_program + " worker"};
 }
 
+std::vector<Start> starts(const ConductorOptions& options) {
+  const int world = options.plan.world_size();
+  std::map<std::string, int> ranks_on;
+  for (int rank = 0; rank < world; ++rank) ++ranks_on[options.plan.rank(rank).host];
+  std::vector<Start> made;
+  std::size_t local = 0;
+  for (int rank = 0; rank < world; ++rank) {
+    const auto& host = options.plan.rank(rank).host;
+    const bool pinned = host == "local" && !options.cores.empty();
+    made.push_back({.rank = rank,
+                    .plan = to_json(options.plan),
+                    .model = options.model,
+                    .device = options.device,
+                    .activations = options.activations,
+                    .threads = options.threads,
+                    .ranks_on_host = ranks_on[host],
+                    .cores = pinned ? options.cores.at(local++) : std::vector<int>{},
+                    .loopback = options.plan.all_local(),
+                    .verbosity = options.verbosity});
+  }
+  return made;
+}
+
 Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading)
     : impl_(std::make_unique<Impl>()) {
   Impl& impl = *impl_;
@@ -253,13 +276,7 @@ Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading)
     impl.workers.push_back({ChildProcess(worker_command(options, host)), {}, {}, false});
   impl.state = begin(hosts, fresh_secret(), now_ms());
   impl.on_loading = on_loading;
-  for (int rank = 0; rank < world; ++rank) {
-    const Start start{protocol_version,         rank,
-                      to_json(options.plan),    options.model,
-                      options.device,           options.activations,
-                      options.plan.all_local(), options.verbosity};
-    impl.send(rank, {{"start", start}});
-  }
+  for (const auto& start : starts(options)) impl.send(start.rank, {{"start", start}});
   impl.thread = std::thread([&impl] { impl.loop(); });
 
   std::unique_lock lock(impl.mutex);

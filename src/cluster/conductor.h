@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cluster/group_logic.h"
+#include "cluster/protocol.h"
 #include "engine/request.h"
 #include "parallel/plan.h"
 
@@ -20,6 +21,8 @@ struct ConductorOptions {
   parallel::Plan plan;
   std::string device = "auto";
   std::string activations = "auto";
+  int threads = 0;  // of each worker; 0: its machine's physical cores over its ranks there
+  std::vector<std::vector<int>> cores;    // that each rank on this machine keeps to; empty: any
   std::filesystem::path program;          // this program, for local workers
   std::string remote_program = "tandem";  // on the other machines
   int verbosity = 0;
@@ -34,6 +37,9 @@ using OnLost = std::function<void(const std::string&)>;
 
 // The command of one worker: `program worker`, or the same through ssh.
 std::vector<std::string> worker_command(const ConductorOptions& options, const std::string& host);
+
+// What each rank is told to start with. `cores` has one entry for each rank on this machine, or none.
+std::vector<Start> starts(const ConductorOptions& options);
 
 class Conductor {
  public:

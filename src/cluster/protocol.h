@@ -23,6 +23,9 @@ struct Start {
   std::string model;                 // a folder on the worker's machine
   std::string device;                // auto, cpu or gpu
   std::string activations = "auto";  // auto or float32: kernels/linear.h, Activations
+  int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
+  int ranks_on_host = 1;   // this one among them
+  std::vector<int> cores;  // that the worker keeps to; empty: any
   bool loopback = false;
   int verbosity = 0;
 };
@@ -52,6 +55,7 @@ struct Ready {
   std::uint64_t replicated_bytes = 0;  // of these, what every rank holds
   std::uint64_t resident_bytes = 0;
   std::string device;
+  int threads = 1;
 };
 
 // Sent when a request has ended.
@@ -68,12 +72,12 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, device, activations, loopback,
-                                   verbosity)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, device, activations, threads,
+                                   ranks_on_host, cores, loopback, verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, resident_bytes, device)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, resident_bytes, device, threads)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Status, resident_bytes, peak_bytes, cache_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Failed, kind, message)
 

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <thread>
 
@@ -17,8 +18,10 @@
 #include "cluster/protocol.h"
 #include "engine/scheduler.h"
 #include "engine/step.h"
+#include "hardware/cores.h"
 #include "hardware/machine.h"
 #include "kernels/linear.h"
+#include "kernels/threads.h"
 #include "models/llama.h"
 #include "parallel/broadcast.h"
 #include "weights/checkpoint.h"
@@ -127,7 +130,7 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
   });
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = gpu ? weights.at("model.norm.weight").dtype() : mx::float32;
-  Ready ready{weights.bytes(), weights.replicated_bytes(), 0, gpu ? "gpu" : "cpu"};
+  Ready ready{weights.bytes(), weights.replicated_bytes(), 0, gpu ? "gpu" : "cpu", kernels::threads()};
   engine::StepRunner runner(models::make_llama(config, shard, std::move(weights)), {group, activations});
   ready.resident_bytes = hardware::process_memory().resident_bytes;
   channel.send({{"ready", ready}});
@@ -169,6 +172,14 @@ void follow(const ControlChannel& channel, engine::StepRunner& runner, const mx:
   }
 }
 
+// The cores that the worker keeps to and the threads that compute, before either MLX or we start any.
+void use_cores(const Start& start) {
+  if (!start.cores.empty()) hardware::keep_to_cores(start.cores);
+  const int cores = start.cores.empty() ? hardware::physical_cores() / start.ranks_on_host
+                                        : static_cast<int>(start.cores.size());
+  kernels::set_threads(start.threads > 0 ? start.threads : std::max(1, cores));
+}
+
 void serve(ControlChannel& channel) {
   const Start start = channel.expect<Start>("start");
   if (start.version != protocol_version) {
@@ -179,6 +190,7 @@ void serve(ControlChannel& channel) {
   }
   log::configure(start.verbosity > 0 ? log::Level::debug : log::Level::warning,
                  fmt::format("rank {}", start.rank));
+  use_cores(start);
   const mx::Device device = choose_device(start.device);
   kernels::use_activations(start.activations == "float32" ? kernels::Activations::float32
                                                           : kernels::Activations::automatic);

@@ -1,6 +1,7 @@
 """`tandem run`, `demo`, `logits`, `perplexity` as a user types them."""
 import json
 import math
+import os
 import subprocess
 
 import pytest
@@ -48,6 +49,15 @@ def test_ranks_hold_the_model_once_and_norms_each():
         shared_heads = {2: 0, 3: 1, 4: 0}[ranks]
         assert whole == alone["weight_bytes"] + extra + shared_heads * head_bytes
         assert max(part["weight_bytes"] for part in parts) < alone["weight_bytes"] * 1.2 / ranks + alone["replicated_bytes"]
+
+
+def test_threads_and_pinned_cores_change_no_answer():
+    core = min(os.sched_getaffinity(0))
+    ask = lambda *flags: run_json(DEMO_MODEL, "What is 29 + 31?", *flags)
+    for flags, threads in ((["--threads", 3], 3), (["--pin", core], 1), (["--pin", core, "--threads", 2], 2)):
+        answer = ask(*flags)
+        assert answer["text"] == "29 + 31 = 60."
+        assert [rank["threads"] for rank in answer["ranks"]] == [threads]
 
 
 def test_seed_decides_sampling():
