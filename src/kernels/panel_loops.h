@@ -6,6 +6,8 @@
 //   pair_dot                    acc + two products of bfloat16 (where bf16_pairs)
 //   start8, start4              an integer sum's first value, from the sum of x8
 //   dot8, dot4                  the products of 32 inputs
+//   part_rows                   a group's dots become rows of outputs, where an Isa holds them otherwise
+//   before
 #pragma once
 
 #include "kernels/panels.h"
@@ -226,6 +228,7 @@ inline void quantised(const Block& b, int vector) {
         Isa::template dot4<M, V>(codes, x, dots);
       }
     }
+    if constexpr (requires { Isa::template part_rows<M, V>(dots); }) Isa::template part_rows<M, V>(dots);
     for (int v = 0; v < V; ++v) {
       const auto scale = load_scales<Isa>(at, (vector + v) * Isa::lanes, type);
       const auto bias = load_scales<Isa>(at + head * panel_outputs, (vector + v) * Isa::lanes, type);
