@@ -70,8 +70,29 @@ struct Neon {
   }
 
  private:
+  static Int dot_lane(Int acc, int8x16_t w, int8x16_t x, int lane) {
+    switch (lane) {
+      case 0:
+        return vdotq_laneq_s32(acc, w, x, 0);
+      case 1:
+        return vdotq_laneq_s32(acc, w, x, 1);
+      case 2:
+        return vdotq_laneq_s32(acc, w, x, 2);
+      default:
+        return vdotq_laneq_s32(acc, w, x, 3);
+    }
+  }
+
+  // A full tile's four rows stand in one vector.
   template <int M, int V>
   static void add_products(const int8x16_t (&w)[V], const std::byte* x, Int (&dots)[M][V]) {
+    if constexpr (M == 4) {
+      const int8x16_t rows = vld1q_s8(reinterpret_cast<const std::int8_t*>(x));
+      for (int m = 0; m < M; ++m) {
+        for (int v = 0; v < V; ++v) dots[m][v] = dot_lane(dots[m][v], w[v], rows, m);
+      }
+      return;
+    }
     for (int m = 0; m < M; ++m) {
       const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(read<std::int32_t>(x + 4 * m)));
       for (int v = 0; v < V; ++v) dots[m][v] = vdotq_s32(dots[m][v], w[v], four);
