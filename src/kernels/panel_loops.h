@@ -6,6 +6,7 @@
 //   pair_dot                    acc + two products of bfloat16 (where bf16_pairs)
 //   start8, start4              an integer sum's first value, from the sum of x8
 //   dot8, dot4                  the products of 32 inputs, codes read through ahead()
+//   part_rows                   where an Isa holds them otherwise: a group's dots become rows of outputs
 #pragma once
 
 #include "kernels/panels.h"
@@ -245,6 +246,7 @@ inline void quantised_group(const Block& b, const IntegerTile<M>& tile, const st
       Isa::template dot4<M, V>(codes, x, dots);
     }
   }
+  if constexpr (requires { Isa::template part_rows<M, V>(dots); }) Isa::template part_rows<M, V>(dots);
   for (int v = 0; v < V; ++v) {
     const auto scale = load_scales<Isa>(unit, (vector + v) * Isa::lanes, type);
     const auto bias = load_scales<Isa>(unit + head, (vector + v) * Isa::lanes, type);

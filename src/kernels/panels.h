@@ -144,8 +144,8 @@ constexpr int tile_rows(Activation activation, const PanelLoops& loops) {
   return activation == Activation::int8 ? loops.integer_rows : loops.dense_rows;
 }
 
-// The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, neon.
-// nullptr: not on this processor.
+// The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, neon,
+// neon_i8mm. nullptr: not on this processor.
 const PanelLoops* find_loops(const char* name = nullptr);
 
 extern const PanelLoops panels_portable;
@@ -153,5 +153,6 @@ extern const PanelLoops panels_avx2;         // AVX2, FMA, F16C
 extern const PanelLoops panels_avx512;       // AVX-512 F, BW, VL, VNNI
 extern const PanelLoops panels_avx512_bf16;  // and BF16
 extern const PanelLoops panels_neon;         // Armv8.2 with dot product
+extern const PanelLoops panels_neon_i8mm;    // and int8 matrix multiplication
 
 }  // namespace tandem::kernels
