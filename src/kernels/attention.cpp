@@ -192,18 +192,16 @@ class Attention : public ReferencedPrimitive {
             Reference reference)
       : ReferencedPrimitive(stream, std::move(reference)), heads_(heads), sequences_(std::move(sequences)) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    allocate(outputs);
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     const int query_heads = static_cast<int>(heads_.kv_of_query.size());
     std::vector<std::vector<int>> queries_of(heads_.kv_heads);
     for (int head = 0; head < query_heads; ++head) queries_of[heads_.kv_of_query[head]].push_back(head);
-    dispatch(inputs, outputs,
-             [heads = heads_, sequences = sequences_, queries_of = std::move(queries_of),
-              q = inputs[0].data<float>(), k = inputs[1].data<float>(), v = inputs[2].data<float>(),
-              y = outputs[0].data<float>(), key_dim = inputs[1].shape(1) / heads_.kv_heads,
-              value_dim = inputs[2].shape(1) / heads_.kv_heads] {
-               run_attention({q, y, &heads, queries_of, key_dim, value_dim}, sequences, k, v);
-             });
+    return [heads = heads_, sequences = sequences_, queries_of = std::move(queries_of),
+            q = inputs[0].data<float>(), k = inputs[1].data<float>(), v = inputs[2].data<float>(),
+            y = result_of(outputs[0]), key_dim = inputs[1].shape(1) / heads_.kv_heads,
+            value_dim = inputs[2].shape(1) / heads_.kv_heads] {
+      run_attention({q, y, &heads, queries_of, key_dim, value_dim}, sequences, k, v);
+    };
   }
   const char* name() const override { return "TandemAttention"; }
 

@@ -1,5 +1,7 @@
 #include "kernels/cpu_primitive.h"
 
+#include <mlx/allocator.h>
+#include <mlx/backend/cpu/encoder.h>
 #include <mlx/ops.h>
 
 #include <cstring>
@@ -18,6 +20,18 @@ bool is_row_major(const mx::array& x) {
 }
 
 }  // namespace
+
+void allocate(std::vector<mx::array>& arrays) {
+  for (auto& array : arrays) array.set_data(mx::allocator::malloc(array.nbytes()));
+}
+
+void CpuPrimitive::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  allocate(outputs);
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  for (const auto& input : inputs) encoder.set_input_array(input);
+  for (auto& output : outputs) encoder.set_output_array(output);
+  encoder.dispatch(work(inputs, outputs));
+}
 
 mx::array as_float_rows(const mx::array& x, mx::Stream s) {
   const mx::array floats = mx::astype(x, mx::float32, s);

@@ -1,9 +1,7 @@
 // What the primitives of kernels/ share: they run on CPU streams alone.
 #pragma once
 
-#include <mlx/allocator.h>
 #include <mlx/array.h>
-#include <mlx/backend/cpu/encoder.h>
 #include <mlx/primitives.h>
 #include <mlx/transforms.h>
 
@@ -18,24 +16,26 @@ namespace tandem::kernels {
 class CpuPrimitive : public mlx::core::Primitive {
  public:
   using mlx::core::Primitive::Primitive;
+
+  // The computation over memory that is there by now, row-major in and out. Runs once, on the stream's
+  // thread, while the arrays live; it must not throw.
+  using Work = std::function<void()>;
+  virtual Work work(const std::vector<mlx::core::array>& inputs,
+                    const std::vector<mlx::core::array>& outputs) const = 0;
+
+  void eval_cpu(const std::vector<mlx::core::array>& inputs, std::vector<mlx::core::array>& outputs) override;
   void eval_gpu(const std::vector<mlx::core::array>&, std::vector<mlx::core::array>&) override {
     throw std::logic_error(std::string(name()) + " runs on CPU streams only");
   }
-
- protected:
-  // Gives the outputs their memory and has `work` run in the stream's order.
-  template <typename Work>
-  void dispatch(const std::vector<mlx::core::array>& inputs, std::vector<mlx::core::array>& outputs,
-                Work work) {
-    auto& encoder = mlx::core::cpu::get_command_encoder(stream());
-    for (const auto& input : inputs) encoder.set_input_array(input);
-    for (auto& output : outputs) encoder.set_output_array(output);
-    encoder.dispatch(std::move(work));
-  }
-  static void allocate(std::vector<mlx::core::array>& outputs) {
-    for (auto& output : outputs) output.set_data(mlx::core::allocator::malloc(output.nbytes()));
-  }
 };
+
+// Where a result is written.
+inline float* result_of(const mlx::core::array& array) {
+  return const_cast<mlx::core::array&>(array).data<float>();
+}
+
+// Gives the arrays memory.
+void allocate(std::vector<mlx::core::array>& arrays);
 
 // A primitive whose gradient is that of `reference`, the same computation in MLX's operations.
 class ReferencedPrimitive : public CpuPrimitive {

@@ -1,7 +1,5 @@
 #include "kernels/linear.h"
 
-#include <mlx/allocator.h>
-#include <mlx/backend/cpu/encoder.h>
 #include <mlx/ops.h>
 #include <mlx/primitives.h>
 
@@ -140,16 +138,11 @@ class LinearTransposed : public CpuPrimitive {
   LinearTransposed(mx::Stream stream, std::shared_ptr<const PackedMatrix> matrix)
       : CpuPrimitive(stream), matrix_(std::move(matrix)) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    mx::array& y = outputs[0];
-    y.set_data(mx::allocator::malloc(y.nbytes()));
-    auto& encoder = mx::cpu::get_command_encoder(stream());
-    encoder.set_input_array(inputs[0]);
-    encoder.set_output_array(y);
-    encoder.dispatch([matrix = matrix_, x = inputs[0].data<float>(), to = y.data<float>(),
-                      rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [matrix = matrix_, x = inputs[0].data<float>(), to = result_of(outputs[0]),
+            rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
       run_transposed(x, rows, *matrix, to);
-    });
+    };
   }
   const char* name() const override { return "TandemLinearTransposed"; }
 
@@ -165,16 +158,12 @@ class Linear : public CpuPrimitive {
   Linear(mx::Stream stream, std::vector<std::shared_ptr<const PackedMatrix>> packed)
       : CpuPrimitive(stream), packed_(std::move(packed)) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    auto& encoder = mx::cpu::get_command_encoder(stream());
-    for (const auto& input : inputs) encoder.set_input_array(input);
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     std::vector<Operand> operands;
     std::vector<float*> results;
     auto dense = inputs.begin() + 1;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      outputs[i].set_data(mx::allocator::malloc(outputs[i].nbytes()));
-      encoder.set_output_array(outputs[i]);
-      results.push_back(outputs[i].data<float>());
+      results.push_back(result_of(outputs[i]));
       if (packed_[i]) {
         operands.push_back(packed_operand(*packed_[i]));
       } else {
@@ -183,11 +172,11 @@ class Linear : public CpuPrimitive {
         ++dense;
       }
     }
-    encoder.dispatch([operands = std::move(operands), results = std::move(results), packed = packed_,
-                      x = inputs[0].data<float>(),
-                      rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
+    return [operands = std::move(operands), results = std::move(results), packed = packed_,
+            x = inputs[0].data<float>(),
+            rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
       run_linear(x, rows, operands, results);
-    });
+    };
   }
 
   std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
@@ -273,7 +262,7 @@ std::vector<mx::array> linear(const mx::array& x, const std::vector<Matrix>& mat
     }
     if (matrix.affine)
       throw std::invalid_argument("linear: a quantised matrix must be packed for a CPU stream");
-    if (inputs.empty()) inputs.push_back(mx::contiguous(mx::astype(x, mx::float32, stream), false, stream));
+    if (inputs.empty()) inputs.push_back(as_float_rows(x, stream));
     if (!matrix.packed) inputs.push_back(mx::contiguous(*matrix.weight, false, stream));
     packed.push_back(matrix.packed);
     mx::Shape shape = x.shape();

@@ -1,7 +1,5 @@
 #include "kernels/matrix.h"
 
-#include <mlx/allocator.h>
-#include <mlx/backend/cpu/encoder.h>
 #include <mlx/ops.h>
 #include <mlx/primitives.h>
 #include <mlx/transforms.h>
@@ -11,6 +9,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "kernels/cpu_primitive.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -142,25 +141,17 @@ void unpack_row(const PackedMatrix& m, std::int64_t output, std::int64_t first, 
   }
 }
 
-class Rows : public mx::Primitive {
+class Rows : public CpuPrimitive {
  public:
   Rows(mx::Stream stream, std::shared_ptr<const PackedMatrix> matrix)
-      : mx::Primitive(stream), matrix_(std::move(matrix)) {}
+      : CpuPrimitive(stream), matrix_(std::move(matrix)) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    mx::array& y = outputs[0];
-    y.set_data(mx::allocator::malloc(y.nbytes()));
-    auto& encoder = mx::cpu::get_command_encoder(stream());
-    encoder.set_input_array(inputs[0]);
-    encoder.set_output_array(y);
-    encoder.dispatch([matrix = matrix_, ids = inputs[0].data<std::int32_t>(), count = inputs[0].size(),
-                      to = y.data<float>()] {
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [matrix = matrix_, ids = inputs[0].data<std::int32_t>(), count = inputs[0].size(),
+            to = result_of(outputs[0])] {
       const std::int64_t in = matrix->shape().in;
       for (std::size_t t = 0; t < count; ++t) unpack_row(*matrix, ids[t], 0, in, to + t * in);
-    });
-  }
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
-    throw std::logic_error("kernels::Rows runs on CPU streams only");
+    };
   }
   const char* name() const override { return "TandemRows"; }
 

@@ -38,30 +38,44 @@ class RmsNorm : public ReferencedPrimitive {
                             [eps, stream](const auto& in) { return rms_norm_by_mlx(in, eps, stream); }),
         eps_(eps) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    allocate(outputs);
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     const bool adds = inputs.size() == 3;
-    dispatch(
-        inputs, outputs,
-        [weight = inputs[0].data<float>(), x = inputs[1].data<float>(),
-         added = adds ? inputs[2].data<float>() : nullptr, y = outputs[0].data<float>(),
-         sum = adds ? outputs[1].data<float>() : nullptr, size = static_cast<std::int64_t>(inputs[0].size()),
-         rows = static_cast<std::int64_t>(inputs[1].size() / inputs[0].size()), eps = eps_] {
-          const VectorLoops& loops = current_loops().vectors;
-          parallel_rows(rows, size, [&](std::int64_t r) {
-            const float* from = x + r * size;
-            if (added) {
-              for (std::int64_t i = r * size; i < (r + 1) * size; ++i) sum[i] = x[i] + added[i];
-              from = sum + r * size;
-            }
-            loops.rms_norm(from, weight, size, eps, y + r * size);
-          });
-        });
+    return [weight = inputs[0].data<float>(), x = inputs[1].data<float>(),
+            added = adds ? inputs[2].data<float>() : nullptr, y = result_of(outputs[0]),
+            sum = adds ? result_of(outputs[1]) : nullptr, size = static_cast<std::int64_t>(inputs[0].size()),
+            rows = static_cast<std::int64_t>(inputs[1].size() / inputs[0].size()), eps = eps_] {
+      const VectorLoops& loops = current_loops().vectors;
+      parallel_rows(rows, size, [&](std::int64_t r) {
+        const float* from = x + r * size;
+        if (added) {
+          for (std::int64_t i = r * size; i < (r + 1) * size; ++i) sum[i] = x[i] + added[i];
+          from = sum + r * size;
+        }
+        loops.rms_norm(from, weight, size, eps, y + r * size);
+      });
+    };
   }
   const char* name() const override { return "TandemRmsNorm"; }
 
  private:
   float eps_;
+};
+
+class Add : public ReferencedPrimitive {
+ public:
+  explicit Add(mx::Stream stream)
+      : ReferencedPrimitive(
+            stream, [stream](const auto& in) { return std::vector{mx::add(in[0], in[1], stream)}; }) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [x = inputs[0].data<float>(), bias = inputs[1].data<float>(), y = result_of(outputs[0]),
+            size = inputs[1].size(), all = inputs[0].size()] {
+      for (std::size_t first = 0; first < all; first += size) {
+        for (std::size_t i = 0; i < size; ++i) y[first + i] = x[first + i] + bias[i];
+      }
+    };
+  }
+  const char* name() const override { return "TandemAdd"; }
 };
 
 mx::array silu_multiply_by_mlx(const mx::array& gate, const mx::array& up, mx::Stream s) {
@@ -75,17 +89,15 @@ class SiluMultiply : public ReferencedPrimitive {
           return std::vector{silu_multiply_by_mlx(in[0], in[1], stream)};
         }) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    allocate(outputs);
-    dispatch(inputs, outputs,
-             [gate = inputs[0].data<float>(), up = inputs[1].data<float>(), y = outputs[0].data<float>(),
-              size = static_cast<std::int64_t>(inputs[0].shape(-1)),
-              rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
-               const VectorLoops& loops = current_loops().vectors;
-               parallel_rows(rows, size, [&](std::int64_t r) {
-                 loops.silu_multiply(gate + r * size, up + r * size, size, y + r * size);
-               });
-             });
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [gate = inputs[0].data<float>(), up = inputs[1].data<float>(), y = result_of(outputs[0]),
+            size = static_cast<std::int64_t>(inputs[0].shape(-1)),
+            rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
+      const VectorLoops& loops = current_loops().vectors;
+      parallel_rows(rows, size, [&](std::int64_t r) {
+        loops.silu_multiply(gate + r * size, up + r * size, size, y + r * size);
+      });
+    };
   }
   const char* name() const override { return "TandemSiluMultiply"; }
 };
@@ -118,8 +130,7 @@ class Rotate : public ReferencedPrimitive {
             stream, [head_dim, stream](const auto& in) { return rotate_by_mlx(in, head_dim, stream); }),
         head_dim_(head_dim) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    allocate(outputs);
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     struct Rows {
       const float* x;
       float* y;
@@ -127,21 +138,19 @@ class Rotate : public ReferencedPrimitive {
     };
     std::vector<Rows> all;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      all.push_back({inputs[i + 2].data<float>(), outputs[i].data<float>(), inputs[i + 2].shape(1)});
+      all.push_back({inputs[i + 2].data<float>(), result_of(outputs[i]), inputs[i + 2].shape(1)});
     }
-    dispatch(inputs, outputs,
-             [all = std::move(all), cosines = inputs[0].data<float>(), sines = inputs[1].data<float>(),
-              tokens = inputs[0].shape(0), half = inputs[0].shape(1), head_dim = head_dim_] {
-               const VectorLoops& loops = current_loops().vectors;
-               for (const Rows& rows : all) {
-                 parallel_rows(tokens, rows.width, [&](std::int64_t t) {
-                   for (std::int64_t at = t * rows.width; at < (t + 1) * rows.width; at += head_dim) {
-                     loops.rotate(rows.x + at, cosines + t * half, sines + t * half, 2 * half, head_dim,
-                                  rows.y + at);
-                   }
-                 });
-               }
-             });
+    return [all = std::move(all), cosines = inputs[0].data<float>(), sines = inputs[1].data<float>(),
+            tokens = inputs[0].shape(0), half = inputs[0].shape(1), head_dim = head_dim_] {
+      const VectorLoops& loops = current_loops().vectors;
+      for (const Rows& rows : all) {
+        parallel_rows(tokens, rows.width, [&](std::int64_t t) {
+          for (std::int64_t at = t * rows.width; at < (t + 1) * rows.width; at += head_dim) {
+            loops.rotate(rows.x + at, cosines + t * half, sines + t * half, 2 * half, head_dim, rows.y + at);
+          }
+        });
+      }
+    };
   }
   const char* name() const override { return "TandemRotate"; }
 
@@ -179,6 +188,13 @@ SumAndNorm add_rms_norm(const mx::array& x, const mx::array& added, const mx::ar
         {as_float_rows(weight, stream), as_float_rows(x, stream), as_float_rows(added, stream)});
   }
   return {outputs[1], outputs[0]};
+}
+
+mx::array add(const mx::array& x, const mx::array& bias, mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (stream.device == mx::Device::gpu) return mx::add(x, mx::astype(bias, x.dtype(), stream), stream);
+  return mx::array(x.shape(), mx::float32, std::make_shared<Add>(stream),
+                   {as_float_rows(x, stream), as_float_rows(bias, stream)});
 }
 
 mx::array silu_multiply(const mx::array& gate, const mx::array& up, mx::StreamOrDevice s) {

@@ -22,6 +22,10 @@ struct SumAndNorm {
 SumAndNorm add_rms_norm(const mlx::core::array& x, const mlx::core::array& added,
                         const mlx::core::array& weight, float eps, mlx::core::StreamOrDevice s = {});
 
+// x [..., n] + bias [n].
+mlx::core::array add(const mlx::core::array& x, const mlx::core::array& bias,
+                     mlx::core::StreamOrDevice s = {});
+
 // silu(gate) * up, of one shape (Shazeer, arXiv:2002.05202).
 mlx::core::array silu_multiply(const mlx::core::array& gate, const mlx::core::array& up,
                                mlx::core::StreamOrDevice s = {});

@@ -14,28 +14,27 @@ namespace {
 
 namespace mx = mlx::core;
 
-// The whole product from this rank's part, with the bias.
-mx::array reduced(mx::array y, const ShardedLinear& w, const Context& context) {
-  if (w.reduce == parallel::Reduce::sum) y = parallel::sum(y, context.group);
-  if (w.reduce == parallel::Reduce::gather) y = parallel::gather_columns(y, w.parts, context.group);
-  return w.bias ? mx::add(y, mx::astype(*w.bias, y.dtype())) : y;
+mx::array with_bias(const mx::array& y, const ShardedLinear& w) {
+  return w.bias ? kernels::add(y, *w.bias) : y;
 }
 
 }  // namespace
 
-mx::array linear(const mx::array& x, const ShardedLinear& w, const Context& context) {
-  return linear(x, std::vector<const ShardedLinear*>{&w}, context).front();
-}
-
-std::vector<mx::array> linear(const mx::array& x, const std::vector<const ShardedLinear*>& matrices,
-                              const Context& context) {
+std::vector<mx::array> products(const mx::array& x, const std::vector<const ShardedLinear*>& matrices) {
   std::vector<kernels::Matrix> weights;
   for (const auto* w : matrices) weights.push_back(w->weight);
-  std::vector<mx::array> products = kernels::linear(x, weights);
-  for (std::size_t i = 0; i < products.size(); ++i) {
-    products[i] = reduced(std::move(products[i]), *matrices[i], context);
+  std::vector<mx::array> parts = kernels::linear(x, weights);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (matrices[i]->reduce == parallel::Reduce::none) parts[i] = with_bias(parts[i], *matrices[i]);
   }
-  return products;
+  return parts;
+}
+
+mx::array reduced(const mx::array& part, const ShardedLinear& w, const Context& context) {
+  if (w.reduce == parallel::Reduce::sum) return with_bias(parallel::sum(part, context.group), w);
+  if (w.reduce == parallel::Reduce::gather)
+    return with_bias(parallel::gather_columns(part, w.parts, context.group), w);
+  return part;
 }
 
 mx::array embed(const mx::array& ids, const ShardedLinear& w, int first_id, const Context& context) {

@@ -31,12 +31,12 @@ struct ShardedLinear {
   std::vector<int> parts;  // rows of each rank, for Reduce::gather
 };
 
-// x [T, in] → [T, out]; the bias is added once, after the reduction.
-mlx::core::array linear(const mlx::core::array& x, const ShardedLinear& w, const Context& context);
-// The same with several matrices, for which x is prepared once.
-std::vector<mlx::core::array> linear(const mlx::core::array& x,
-                                     const std::vector<const ShardedLinear*>& matrices,
-                                     const Context& context);
+// x [T, in] → this rank's part of each product, for which x is prepared once. The bias of a matrix without
+// reduction is added.
+std::vector<mlx::core::array> products(const mlx::core::array& x,
+                                       const std::vector<const ShardedLinear*>& matrices);
+// The whole product from every rank's part, with the bias: [T, out].
+mlx::core::array reduced(const mlx::core::array& part, const ShardedLinear& w, const Context& context);
 
 // Rows of an embedding whose vocabulary is split: ids [T] → [T, hidden]. `first_id` is the id of row 0.
 mlx::core::array embed(const mlx::core::array& ids, const ShardedLinear& w, int first_id,

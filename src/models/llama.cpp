@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 #include <mlx/ops.h>
+#include <mlx/transforms.h>
 
 #include <cmath>
 #include <string>
 
 #include "kernels/attention.h"
+#include "kernels/fused.h"
 #include "kernels/pointwise.h"
 
 namespace tandem::models {
@@ -57,6 +59,14 @@ struct Source {
   weights::ShardedWeights& weights;
 };
 
+// A norm's weight or a bias, in the dtype it is used in.
+mx::array take_vector(weights::ShardedWeights& weights, const std::string& name) {
+  mx::array vector = weights.take(name);
+  if (mx::default_device() == mx::Device::cpu) vector = mx::astype(vector, mx::float32);
+  mx::eval(vector);
+  return vector;
+}
+
 // The matrix `name`.weight with `name`.bias, if there is one, and the reduction its row in the table names.
 ShardedLinear take_linear(const Source& source, const std::string& name, Reduce reduce) {
   auto& [config, weights] = source;
@@ -67,7 +77,7 @@ ShardedLinear take_linear(const Source& source, const std::string& name, Reduce 
   }
   if (mx::default_device() == mx::Device::cpu) matrix = kernels::pack(matrix);
   ShardedLinear linear{std::move(matrix), std::nullopt, reduce, {}};
-  if (weights.has(name + ".bias")) linear.bias = weights.take(name + ".bias");
+  if (weights.has(name + ".bias")) linear.bias = take_vector(weights, name + ".bias");
   return linear;
 }
 
@@ -86,7 +96,7 @@ LlamaLayer make_layer(const Source& source, int layer) {
   };
   const auto norm = [&](const char* name) -> std::optional<mx::array> {
     const std::string full = prefix + name + ".weight";
-    return weights.has(full) ? std::optional(weights.take(full)) : std::nullopt;
+    return weights.has(full) ? std::optional(take_vector(weights, full)) : std::nullopt;
   };
   return LlamaLayer{
       .attention_norm = *norm("input_layernorm"),
@@ -107,7 +117,6 @@ LlamaLayer make_layer(const Source& source, int layer) {
 struct Pass {
   kernels::Angles angles;
   KvCache& cache;
-  const Context& context;
 };
 
 // The norm of each head of x [T, heads * D].
@@ -116,10 +125,11 @@ mx::array norm_heads(const mx::array& x, const mx::array& weight, float eps) {
   return mx::reshape(kernels::rms_norm(heads, weight, eps), x.shape());
 }
 
+// This rank's part of the attention's output.
 mx::array attend(const Llama& model, int layer, const mx::array& x, Pass& pass) {
   const LlamaLayer& w = model.layers[layer];
   const int head_dim = model.config.sizes.head_dim;
-  const auto projected = linear(x, {&w.query, &w.key, &w.value}, pass.context);
+  const auto projected = products(x, {&w.query, &w.key, &w.value});
   mx::array q = projected[0], k = projected[1];  // [T, Hq * D], [T, Hkv * D]
   if (w.query_norm) q = norm_heads(q, *w.query_norm, model.config.rms_norm_eps);
   if (w.key_norm) k = norm_heads(k, *w.key_norm, model.config.rms_norm_eps);
@@ -129,12 +139,13 @@ mx::array attend(const Llama& model, int layer, const mx::array& x, Pass& pass) 
                                       model.config.windows[layer]};
   const mx::array y = kernels::attention(rotated[0], rotated[1], projected[2], heads,
                                          {{x.shape(0), &pass.cache.layer(layer)}});  // [T, Hq * D]
-  return linear(y, w.attention_output, pass.context);
+  return products(y, {&w.attention_output}).front();
 }
 
-mx::array feed_forward(const LlamaLayer& w, const mx::array& x, const Context& context) {
-  const auto projected = linear(x, {&w.gate, &w.up}, context);  // [T, ffn] each
-  return linear(kernels::silu_multiply(projected[0], projected[1]), w.down, context);
+// This rank's part of the feed-forward's output.
+mx::array feed_forward(const LlamaLayer& w, const mx::array& x) {
+  const auto projected = products(x, {&w.gate, &w.up});  // [T, ffn] each
+  return products(kernels::silu_multiply(projected[0], projected[1]), {&w.down}).front();
 }
 
 }  // namespace
@@ -161,7 +172,7 @@ Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weight
       .first_id = shard.vocabulary.begin,
       .kv_of_query = shard.kv_of_query(),
       .layers = {},
-      .norm = weights.take("model.norm.weight"),
+      .norm = take_vector(weights, "model.norm.weight"),
       .output = {},
       .rope = make_rope(config.rope, config.sizes.head_dim),
   };
@@ -178,25 +189,27 @@ Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weight
 
 mx::array forward(const Llama& model, const mx::array& ids, KvCache& cache, const Context& context) {
   const float eps = model.config.rms_norm_eps;
-  Pass pass{angles(model.rope, cache.length(), ids.shape(0)), cache, context};
+  Pass pass{angles(model.rope, cache.length(), ids.shape(0)), cache};
   mx::array x = embed(ids, model.embedding, model.first_id, context);  // [T, hidden]
   mx::array normed = kernels::rms_norm(x, model.layers.front().attention_norm, eps);
   for (int layer = 0; layer < model.config.layers; ++layer) {
     const LlamaLayer& w = model.layers[layer];
-    const mx::array attended = attend(model, layer, normed, pass);
-    const auto between = kernels::add_rms_norm(x, attended, w.ffn_norm, eps);
     const bool last = layer + 1 == model.config.layers;
-    const mx::array& next_norm = last ? model.norm : model.layers[layer + 1].attention_norm;
-    const auto after =
-        kernels::add_rms_norm(between.sum, feed_forward(w, between.norm, context), next_norm, eps);
-    x = after.sum;
-    normed = after.norm;
+    // Between two reductions all is one operation.
+    const auto first = kernels::fused({x, attend(model, layer, normed, pass)});
+    const auto attended =
+        kernels::add_rms_norm(first[0], reduced(first[1], w.attention_output, context), w.ffn_norm, eps);
+    const auto second = kernels::fused({attended.sum, feed_forward(w, attended.norm)});
+    const auto fed = kernels::add_rms_norm(second[0], reduced(second[1], w.down, context),
+                                           last ? model.norm : model.layers[layer + 1].attention_norm, eps);
+    x = fed.sum;
+    normed = fed.norm;
   }
   return normed;
 }
 
 mx::array logits(const Llama& model, const mx::array& hidden, const Context& context) {
-  return linear(hidden, model.output, context);
+  return reduced(products(hidden, {&model.output}).front(), model.output, context);
 }
 
 }  // namespace tandem::models
