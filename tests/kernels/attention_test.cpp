@@ -127,7 +127,7 @@ TEST_F(AttentionTest, ARowDependsOnItsSequenceAlone) {
     const Qkv x = random_rows(tokens, heads, 48, 48), other = random_rows(77, heads, 48, 48);
     use_loops("portable");
     const auto whole = floats(run(x, heads, {{tokens}}));
-    for (const char* name : {"portable", "avx2", "avx512", "neon"}) {
+    for (const char* name : {"portable", "avx2", "avx512", "neon", "neon_i8mm"}) {
       if (!find_loops(name)) continue;
       use_loops(name);
       for (const int chunk : {1, 7, 128, 255, 256, tokens}) {

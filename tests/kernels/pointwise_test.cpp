@@ -80,7 +80,7 @@ TEST_F(PointwiseTest, EveryInstructionSetAndThreadCountGivesTheSameBits) {
   use_loops("portable");
   const auto expected = run_all(x, y, weight);
   mx::eval(expected);
-  for (const char* name : {"avx2", "avx512", "neon"}) {
+  for (const char* name : {"avx2", "avx512", "neon", "neon_i8mm"}) {
     if (!find_loops(name)) continue;
     use_loops(name);
     set_threads(3);
