@@ -174,6 +174,7 @@ void follow(const ControlChannel& channel, engine::StepRunner& runner, const mx:
 
 // The cores that the worker keeps to and the threads that compute, before either MLX or we start any.
 void use_cores(const Start& start) {
+  hardware::prefer_no_preemption();
   if (!start.cores.empty()) hardware::keep_to_cores(start.cores);
   const int cores = start.cores.empty() ? hardware::physical_cores() / start.ranks_on_host
                                         : static_cast<int>(start.cores.size());

@@ -12,4 +12,8 @@ int physical_cores();
 // this process may not use; it is one too where the system cannot pin (anything but Linux).
 void keep_to_cores(const std::vector<int>& cores);
 
+// Where threads share a core, one that another wakes waits until that one waits or its time is up: a step's
+// operations are given and computed by two threads. Linux; nothing elsewhere.
+void prefer_no_preemption();
+
 }  // namespace tandem::hardware

@@ -21,4 +21,6 @@ void keep_to_cores(const std::vector<int>&) {
   throw InputError("--pin: macOS binds no thread to a core; leave it out");
 }
 
+void prefer_no_preemption() {}
+
 }  // namespace tandem::hardware

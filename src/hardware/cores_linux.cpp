@@ -40,6 +40,11 @@ int physical_cores() {
   return std::max(1, static_cast<int>(siblings.size()));
 }
 
+void prefer_no_preemption() {
+  const sched_param none{};
+  ::sched_setscheduler(0, SCHED_BATCH, &none);  // a wish
+}
+
 void keep_to_cores(const std::vector<int>& cores) {
   const auto usable = usable_cores();
   cpu_set_t set;

@@ -23,6 +23,7 @@ struct Step {
   std::vector<Place> inputs;
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;
+  std::vector<int> last_read;  // steps whose results nothing reads after this one
 };
 
 struct Program {
@@ -54,43 +55,64 @@ std::vector<mx::array> replay(const Program& program, const std::vector<mx::arra
 
 class Fused : public ReferencedPrimitive {
  public:
-  Fused(mx::Stream stream, Program program)
-      : ReferencedPrimitive(stream, [program](const auto& inputs) { return replay(program, inputs); }),
+  Fused(mx::Stream stream, std::shared_ptr<const Program> program)
+      : ReferencedPrimitive(stream, [program](const auto& inputs) { return replay(*program, inputs); }),
         program_(std::move(program)) {}
 
+  // Memory between the steps is taken when they run and given back after its last reader: the caller's thread
+  // may be many operations ahead.
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
-    std::vector<std::vector<mx::array>> made;  // memory between the steps; it lives as long as the works
-    std::vector<Work> works;
-    for (std::size_t i = 0; i < program_.steps.size(); ++i) {
-      const Step& step = program_.steps[i];
-      std::vector<mx::array> results;
-      for (std::size_t k = 0; k < step.shapes.size(); ++k) {
-        results.push_back(memory_of({static_cast<int>(i), static_cast<int>(k)}, step, outputs));
+    return [program = program_, from = weak(inputs), to = weak(outputs)] {
+      std::vector<std::vector<mx::array>> made(program->steps.size());
+      for (std::size_t i = 0; i < program->steps.size(); ++i) {
+        const Step& step = program->steps[i];
+        for (std::size_t k = 0; k < step.shapes.size(); ++k) {
+          made[i].push_back(memory_of(*program, {static_cast<int>(i), static_cast<int>(k)}, to));
+        }
+        static_cast<const CpuPrimitive*>(step.primitive.get())
+            ->work(gather(step.inputs, from, made), made[i])();
+        for (const int done : step.last_read) made[done].clear();
       }
-      const auto* primitive = static_cast<const CpuPrimitive*>(step.primitive.get());
-      works.push_back(primitive->work(gather(step.inputs, inputs, made), results));
-      made.push_back(std::move(results));
-    }
-    return [works = std::move(works), made = std::move(made)] {
-      for (const Work& work : works) work();
     };
   }
   const char* name() const override { return "TandemFused"; }
 
  private:
+  // The stream keeps their memory; a whole copy would keep their graph as well.
+  static std::vector<mx::array> weak(const std::vector<mx::array>& arrays) {
+    std::vector<mx::array> copies;
+    for (const auto& array : arrays) copies.push_back(mx::array::unsafe_weak_copy(array));
+    return copies;
+  }
+
   // Of a step's result: an output's, or some of its own.
-  mx::array memory_of(const Place& place, const Step& step, const std::vector<mx::array>& outputs) const {
-    for (std::size_t i = 0; i < program_.outputs.size(); ++i) {
-      const Place& output = program_.outputs[i];
+  static mx::array memory_of(const Program& program, const Place& place,
+                             const std::vector<mx::array>& outputs) {
+    for (std::size_t i = 0; i < program.outputs.size(); ++i) {
+      const Place& output = program.outputs[i];
       if (output.step == place.step && output.index == place.index) return outputs[i];
     }
+    const Step& step = program.steps[place.step];
     std::vector<mx::array> own{mx::array(step.shapes[place.index], step.dtypes[place.index], nullptr, {})};
     allocate(own);
     return own.front();
   }
 
-  Program program_;
+  std::shared_ptr<const Program> program_;
 };
+
+// Fills in Step::last_read.
+void find_last_readers(Program& program) {
+  std::vector<int> last(program.steps.size());
+  for (std::size_t i = 0; i < program.steps.size(); ++i) {
+    last[i] = static_cast<int>(i);
+    for (const Place& place : program.steps[i].inputs) {
+      if (place.step >= 0) last[place.step] = static_cast<int>(i);
+    }
+  }
+  for (std::size_t i = 0; i < last.size(); ++i)
+    program.steps[last[i]].last_read.push_back(static_cast<int>(i));
+}
 
 // Collects what leads to some arrays.
 class Tracer {
@@ -129,7 +151,7 @@ class Tracer {
   }
 
   int add_step(const mx::array& array) {
-    Step step{array.primitive_ptr(), {}, {}, {}};
+    Step step{array.primitive_ptr(), {}, {}, {}, {}};
     for (const auto& read : array.inputs()) step.inputs.push_back(visit(read));
     for (const auto& output : array.outputs()) {
       step.shapes.push_back(output.shape());
@@ -159,7 +181,9 @@ std::vector<mx::array> fused(const std::vector<mx::array>& outputs) {
   }
   if (tracer.program.steps.size() < 2) return outputs;
   const mx::Stream stream = tracer.program.steps.front().primitive->stream();
-  auto primitive = std::make_shared<Fused>(stream, std::move(tracer.program));
+  find_last_readers(tracer.program);
+  auto primitive =
+      std::make_shared<Fused>(stream, std::make_shared<const Program>(std::move(tracer.program)));
   const auto results = mx::array::make_arrays(std::move(shapes), dtypes, std::move(primitive), tracer.inputs);
   std::vector<mx::array> all = outputs;
   for (std::size_t i = 0; i < computed.size(); ++i) all[computed[i]] = results[i];
