@@ -1,6 +1,7 @@
 // `tandem bench`: prefill and decode apart, as llama-bench measures them.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <random>
 #include <thread>
@@ -145,7 +146,7 @@ void run(const BenchFlags& flags) {
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape);
   Bench bench(*conductor, subject.config);
   Phase warm_up;
-  if (flags.prompt > 0) bench.prefill(flags.prompt, warm_up);
+  if (flags.prompt > 0) bench.prefill(std::min(flags.prompt, limits::prefill_chunk_tokens), warm_up);
   if (flags.generate > 0) bench.decode(1, warm_up);
   const int ranks = plan.world_size();
   BenchFigures figures{subject.name, subject.weights, fmt::format("{} rank{}", ranks, ranks > 1 ? "s" : ""),
