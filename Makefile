@@ -1,10 +1,10 @@
-# A thin front over the CMake presets: release (default), debug, asan, tsan.
+# A thin front over the CMake presets: release (default), debug, asan, tsan; neon has a target of its own.
 PRESET ?= release
 PROGRAM = build/$(PRESET)/tandem
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test build setup setup-test format format-check tidy clean help
+.PHONY: demo test build setup setup-test test-neon format format-check tidy clean help
 
 help:  ## this list
 	@grep -E '^[a-z%-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,13 @@ setup-test:
 test: setup-test  ## everything CI runs: format, unit and system tests, then both under ASan+UBSan
 	@scripts/test.sh
 
+test-neon:  ## the kernels' unit tests cross-compiled for aarch64, run by qemu (part of test on x86 Linux)
+	@scripts/setup.sh neon
+	@test -f build/neon/build.ninja || cmake --preset neon >build/neon.configure.log 2>&1 \
+	  || { cat build/neon.configure.log; exit 1; }
+	@cmake --build --preset neon -j $(JOBS) -- --quiet
+	@ctest --test-dir build/neon --output-on-failure
+
 format: setup-test  ## format every C++ source
 	@git ls-files '*.cpp' '*.h' | xargs build/deps/venv/bin/clang-format -i
 
@@ -40,4 +47,4 @@ bench-%: build  ## bench-cpu, …: bench/NAME.py with BENCH_FLAGS, into build/be
 	@python3 bench/$*.py $(BENCH_FLAGS)
 
 clean:  ## remove what was built, keep what was installed
-	@rm -rf build/release build/debug build/asan build/tsan build/rust
+	@rm -rf build/release build/debug build/asan build/tsan build/neon build/rust

@@ -16,22 +16,20 @@ using namespace tandem::kernels;
 
 namespace {
 
-// As many matrices as pass through every cache.
+// `count` copies of one packed matrix: together they are larger than every cache.
 std::vector<Matrix> matrices_of(const std::string& format, int out, int in, int count) {
-  std::vector<Matrix> made;
-  for (int i = 0; i < count; ++i) {
-    const mx::array w = mx::random::normal({out, in});
-    Matrix matrix;
-    if (format == "q8" || format == "q4") {
-      const int bits = format == "q8" ? 8 : 4;
-      const auto parts = mx::quantize(mx::astype(w, mx::float16), 64, bits);
-      matrix = {parts[0], Affine{parts[1], parts[2], 64, bits}, nullptr};
-    } else {
-      const auto dtype = format == "f32" ? mx::float32 : format == "f16" ? mx::float16 : mx::bfloat16;
-      matrix = {mx::astype(w, dtype), std::nullopt, nullptr};
-    }
-    made.push_back(pack(matrix));
+  const mx::array w = mx::random::normal({out, in});
+  Matrix matrix;
+  if (format == "q8" || format == "q4") {
+    const int bits = format == "q8" ? 8 : 4;
+    const auto parts = mx::quantize(mx::astype(w, mx::float16), 64, bits);
+    matrix = {parts[0], Affine{parts[1], parts[2], 64, bits}, nullptr};
+  } else {
+    const auto dtype = format == "f32" ? mx::float32 : format == "f16" ? mx::float16 : mx::bfloat16;
+    matrix = {mx::astype(w, dtype), std::nullopt, nullptr};
   }
+  std::vector<Matrix> made;
+  for (int i = 0; i < count; ++i) made.push_back(pack(matrix));
   return made;
 }
 
@@ -46,7 +44,8 @@ int main(int argc, char** argv) {
     row_counts.clear();
     for (int i = 3; i < argc; ++i) row_counts.push_back(std::atoi(argv[i]));
   }
-  constexpr int out = 5632, in = 2048, count = 8;
+  constexpr int out = 5632, in = 2048;
+  const int count = 48;
   for (const std::string format : {"f32", "f16", "bf16", "q8", "q4"}) {
     const auto matrices = matrices_of(format, out, in, count);
     for (const int rows : row_counts) {

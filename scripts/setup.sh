@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs what a build (setup.sh build), the tests (setup.sh test) or clang-tidy (setup.sh tidy) need and the machine lacks: packages by apt or
-# Homebrew, the MLX wheel and Python tools into build/deps. A second run finds its stamp and does nothing.
+# Installs what a build (setup.sh build), the tests (setup.sh test), clang-tidy (setup.sh tidy) or the tests for aarch64
+# on another machine (setup.sh neon) need and the machine lacks: packages by apt or Homebrew, the MLX wheel and Python
+# tools into build/deps. A second run finds its stamp and does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-goal=${1:?usage: setup.sh build|test|tidy}
+goal=${1:?usage: setup.sh build|test|tidy|neon}
 deps=build/deps
 mkdir -p "$deps"
 
@@ -11,6 +12,8 @@ MLX_VERSION=0.32.4
 RUST_AT_LEAST=1.87
 APT_BUILD="build-essential cmake ninja-build pkg-config python3 python3-pip python3-venv unzip
   libboost1.81-dev nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libssl-dev libedit-dev libgtest-dev"
+APT_NEON="cmake ninja-build python3 python3-pip python3-venv nlohmann-json3-dev libfmt-dev libspdlog-dev googletest
+  g++-aarch64-linux-gnu qemu-user"
 BREW_BUILD="cmake ninja pkg-config python@3.12 boost nlohmann-json cli11 fmt spdlog openssl@3 googletest rust"
 PIP_TEST="clang-format==14.0.6 pytest==8.3.5 pytest-timeout==2.3.1 openai==1.109.1"
 
@@ -57,17 +60,18 @@ install_packages() {
 }
 
 # The wheel holds headers, CMake files and library; nothing of Python is used at run time.
+# install_mlx FOLDER WHEEL [PIP'S OPTIONS]
 install_mlx() {
-  [ "$(cat "$deps/mlx/VERSION" 2>/dev/null)" = "$MLX_VERSION" ] && return
-  local wheel=mlx-cpu
-  [ "$(uname)" = Darwin ] && wheel=mlx-metal
-  say "fetching $wheel $MLX_VERSION"
-  rm -rf "$deps/mlx" "$deps/mlx.part"
-  "$deps/venv/bin/pip" download -q --no-deps -d "$deps/mlx.part" "$wheel==$MLX_VERSION"
-  python3 -m zipfile -e "$deps"/mlx.part/*.whl "$deps/mlx.part"
-  rm "$deps"/mlx.part/*.whl
-  echo "$MLX_VERSION" >"$deps/mlx.part/VERSION"
-  mv "$deps/mlx.part" "$deps/mlx"
+  local folder=$deps/$1 wheel=$2
+  shift 2
+  [ "$(cat "$folder/VERSION" 2>/dev/null)" = "$MLX_VERSION" ] && return
+  say "fetching $wheel $MLX_VERSION $*"
+  rm -rf "$folder" "$folder.part"
+  "$deps/venv/bin/pip" download -q --no-deps -d "$folder.part" "$@" "$wheel==$MLX_VERSION"
+  python3 -m zipfile -e "$folder.part"/*.whl "$folder.part"
+  rm "$folder.part"/*.whl
+  echo "$MLX_VERSION" >"$folder.part/VERSION"
+  mv "$folder.part" "$folder"
 }
 
 make_venv() {
@@ -79,9 +83,17 @@ if [ "$goal" = tidy ]; then  # not from pip: its wheel lacks the compiler's own 
   touch "$stamp"
   exit 0
 fi
+if [ "$goal" = neon ]; then
+  # shellcheck disable=SC2086
+  install_with_apt $APT_NEON
+  make_venv
+  install_mlx mlx-aarch64 mlx-cpu --only-binary=:all: --platform manylinux_2_35_aarch64
+  touch "$stamp"
+  exit 0
+fi
 install_packages
 make_venv
-install_mlx
+if [ "$(uname)" = Darwin ]; then install_mlx mlx mlx-metal; else install_mlx mlx mlx-cpu; fi
 if [ "$goal" = test ]; then
   say "installing the test tools: $PIP_TEST"
   # shellcheck disable=SC2086

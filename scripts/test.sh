@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything CI runs: format, folder arrows, unit tests and system tests of the release build, then the same under
-# AddressSanitizer and UndefinedBehaviorSanitizer. Closes with the counts of both.
+# AddressSanitizer and UndefinedBehaviorSanitizer; on x86 Linux the kernels' unit tests for aarch64 too, under qemu.
+# Closes with the counts of all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"
@@ -22,3 +23,8 @@ for preset in release asan; do
   step "$preset: system tests"
   TANDEM_PROGRAM=$PWD/build/$preset/tandem "$venv/python" -m pytest -q tests/system
 done
+
+if [ "$(uname -sm)" = "Linux x86_64" ]; then
+  step "neon: unit tests of the kernels"
+  make --no-print-directory test-neon
+fi

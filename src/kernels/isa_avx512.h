@@ -54,7 +54,7 @@ struct Avx512 {
 #pragma GCC unroll 8
     for (int step = 0; step < 8; ++step) {
       Int w[V];
-      for (int v = 0; v < V; ++v) w[v] = load_int(codes + step * 128 + v * 64);
+      for (int v = 0; v < V; ++v) w[v] = load_int(ahead<M>(codes + step * 128 + v * 64));
       add_products<M, V>(w, x + step * 4 * M, dots);
     }
   }
@@ -66,7 +66,7 @@ struct Avx512 {
     for (int step = 0; step < 8; step += 2) {
       Int first[V], second[V];
       for (int v = 0; v < V; ++v) {
-        const Int both = load_int(codes + step * 64 + v * 64);
+        const Int both = load_int(ahead<M>(codes + step * 64 + v * 64));
         first[v] = _mm512_and_si512(both, low);
         second[v] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
       }

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/cpu_primitive.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -24,11 +25,6 @@ const PanelLoops*& chosen_loops() {
 bool& float32_rows() {
   static bool wanted = false;
   return wanted;
-}
-
-const PanelLoops& current_loops() {
-  const PanelLoops* loops = chosen_loops();
-  return float32_rows() && loops->bf16_pairs ? *find_loops("avx512") : *loops;
 }
 
 // The operand of one product: packed, or row-major dense memory that is packed panel by panel on the way.
@@ -71,7 +67,7 @@ const std::byte* prepare_rows(const PanelLoops& loops, const float* x, std::int6
   if (found == all.end()) found = all.insert(all.end(), Prepared{activation, group, {}});
   const auto bytes = static_cast<std::size_t>(rows * prepared_bytes(activation, shape.in, group));
   if (found->bytes.size() < bytes) found->bytes.resize(bytes);
-  const Prepare args{x, rows, shape.in, activation, group, found->bytes.data()};
+  const Prepare args{x, shape.in, rows, shape.in, activation, group, found->bytes.data()};
   const std::int64_t height = tile_rows(activation, loops), tiles = (rows + height - 1) / height;
   constexpr std::int64_t tiles_at_once = 4;
   parallel((tiles + tiles_at_once - 1) / tiles_at_once, [&](std::int64_t part) {
@@ -90,7 +86,8 @@ void multiply_panels(const PanelLoops& loops, const Operand& w, const std::byte*
   parallel(parts, [&](std::int64_t part) {
     const std::int64_t first = panels * part / parts, end = panels * (part + 1) / parts;
     if (w.packed && !w.unpack) {
-      loops.multiply({w.shape, w.packed->panel(0), prepared, y, w.shape.out, rows}, first, end);
+      loops.multiply({w.shape, w.packed->panel(0), panel_bytes(w.shape), prepared, y, w.shape.out, rows},
+                     first, end);
       return;
     }
     std::vector<std::byte> panel(panel_bytes(w.shape));
@@ -102,7 +99,8 @@ void multiply_panels(const PanelLoops& loops, const Operand& w, const std::byte*
       }
       PanelShape one = w.shape;
       one.out = std::min<std::int64_t>(panel_outputs, w.shape.out - p * panel_outputs);
-      loops.multiply({one, panel.data(), prepared, y + p * panel_outputs, w.shape.out, rows}, 0, 1);
+      loops.multiply(
+          {one, panel.data(), panel_bytes(one), prepared, y + p * panel_outputs, w.shape.out, rows}, 0, 1);
     }
   });
 }
@@ -131,17 +129,10 @@ void run_transposed(const float* x, std::int64_t rows, const PackedMatrix& w, fl
     unpack_columns(w, p * panel_outputs, panel_outputs, reinterpret_cast<float*>(panel.data()));
     PanelShape one = whole;
     one.out = std::min<std::int64_t>(panel_outputs, whole.out - p * panel_outputs);
-    loops.multiply({one, panel.data(), prepared, y + p * panel_outputs, whole.out, rows}, 0, 1);
+    loops.multiply({one, panel.data(), panel_bytes(one), prepared, y + p * panel_outputs, whole.out, rows}, 0,
+                   1);
   });
 }
-
-class CpuPrimitive : public mx::Primitive {
- public:
-  using mx::Primitive::Primitive;
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
-    throw std::logic_error(std::string(name()) + " runs on CPU streams only");
-  }
-};
 
 // y = x · W, the other way through a packed matrix.
 class LinearTransposed : public CpuPrimitive {
@@ -262,6 +253,11 @@ mx::array linear_by_mlx(const mx::array& x, const Matrix& m, mx::Stream s) {
 }
 
 }  // namespace
+
+const PanelLoops& current_loops() {
+  const PanelLoops* loops = chosen_loops();
+  return float32_rows() && loops->bf16_pairs ? *find_loops("avx512") : *loops;
+}
 
 std::vector<mx::array> linear(const mx::array& x, const std::vector<Matrix>& matrices, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);

@@ -31,5 +31,6 @@ void use_activations(Activations activations);
 // The loops that CPU streams use from now on (find_loops); std::invalid_argument where this processor lacks
 // them.
 void use_loops(const char* name);
+const PanelLoops& current_loops();
 
 }  // namespace tandem::kernels

@@ -5,16 +5,29 @@
 //   even_bf16, odd_bf16         of `lanes` pairs
 //   pair_dot                    acc + two products of bfloat16 (where bf16_pairs)
 //   start8, start4              an integer sum's first value, from the sum of x8
-//   dot8, dot4                  the products of 32 inputs
+//   dot8, dot4                  the products of 32 inputs, codes read through ahead()
+//   part_rows                   where an Isa holds them otherwise: a group's dots become rows of outputs
 #pragma once
 
 #include "kernels/panels.h"
+#include "kernels/vector_loops.h"
 
 namespace tandem::kernels {
 namespace {
 
-// Reads ahead of a stream that is used once: 8 % over the hardware's own prefetch on one core of Zen 5.
-inline constexpr int prefetch_bytes = 4096;
+// Reads ahead of a stream that is used once: 8 to 15 % over the hardware's own prefetch.
+inline constexpr int prefetch_bytes = 512;
+// A product of few rows reads as many panels side by side: a core has more requests to memory in flight with
+// two streams than with one, 8 % more bytes a second.
+template <int M>
+inline constexpr int panels_at_once = M == 1 ? 2 : 1;
+
+// `at`, where a product of few rows reads its stream next: prefetches what comes later in it.
+template <int M>
+inline const std::byte* ahead(const std::byte* at) {
+  if constexpr (M <= 2) __builtin_prefetch(at + prefetch_bytes);
+  return at;
+}
 
 template <class T>
 inline T read(const void* from) {
@@ -23,7 +36,6 @@ inline T read(const void* from) {
   return value;
 }
 
-inline float largest(float a, float b) { return a > b ? a : b; }
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 // To nearest, ties to even, of |v| < 2^22.
@@ -48,9 +60,7 @@ inline void prepare_int8(const float* x, std::int64_t in, int group, std::byte* 
   auto* sums = reinterpret_cast<std::int32_t*>(scaled_sums + groups * m);
   for (std::int64_t g = 0; g < groups; ++g) {
     const float* from = x + g * group;
-    float top = 0, poison = 0;
-    for (int i = 0; i < group; ++i) top = largest(top, __builtin_fabsf(from[i]));
-    for (int i = 0; i < group; ++i) poison += from[i] * 0.0F;  // NaN where x is not finite
+    const float top = largest_magnitude(from, group), poison = poison_of(from, group);
     const bool some = top > 1e-30F;  // less would overflow the inverse, and no weight makes it matter
     const float inverse = some ? 127.0F / top : 0.0F;
     std::int8_t rounded[128];
@@ -92,103 +102,102 @@ void prepare(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile
     const std::int64_t first = tile * rows;
     const int m = static_cast<int>(smaller(rows, args.rows - first));
     for (int row = 0; row < m; ++row) {
-      prepare_row(args, args.x + (first + row) * args.in, args.prepared + first * bytes, row, m);
+      prepare_row(args, args.x + (first + row) * args.stride, args.prepared + first * bytes, row, m);
     }
   }
 }
 
-// One tile times some vectors of one panel, over the units [first_unit, end_unit).
+// One tile times some vectors of a few panels, over the units [first_unit, end_unit).
 struct Block {
   const PanelShape* shape;
   const std::byte* panel;
+  std::int64_t panel_bytes;  // to the next panel
   const std::byte* tile;
   std::int64_t first_unit;
   std::int64_t end_unit;
-  float* y;  // the panel's first output of the tile's first row
+  bool starts;  // at the sums' first terms; else y holds those before
+  float* y;     // the first panel's first output of the tile's first row
   std::int64_t stride;
 };
 
-template <class Isa, int M, int V>
-inline void load_sums(const Block& b, int vector, typename Isa::Float (&acc)[M][V]) {
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) {
-      acc[m][v] = b.first_unit == 0 ? Isa::zero() : Isa::load(b.y + m * b.stride + (vector + v) * Isa::lanes);
+// Sums of M rows and P panels, V vectors of each panel.
+template <class Isa, int M, int P, int V>
+struct Sums {
+  typename Isa::Float at[P][M][V];
+
+  Sums(const Block& b, int vector) {
+    each(b, vector, [&](typename Isa::Float& sum, float* y) { sum = b.starts ? Isa::zero() : Isa::load(y); });
+  }
+  void store(const Block& b, int vector) {
+    each(b, vector, [](typename Isa::Float& sum, float* y) { Isa::store(y, sum); });
+  }
+
+ private:
+  void each(const Block& b, int vector, auto with) {
+    for (int p = 0; p < P; ++p) {
+      for (int m = 0; m < M; ++m) {
+        for (int v = 0; v < V; ++v)
+          with(at[p][m][v], b.y + m * b.stride + p * panel_outputs + (vector + v) * Isa::lanes);
+      }
+    }
+  }
+};
+
+// V vectors of input k (0 or 1) of a unit's two.
+template <class Isa, Format F, int V>
+inline void load_weights(const std::byte* unit, int k, int vector, typename Isa::Float (&w)[V]) {
+  for (int v = 0; v < V; ++v) {
+    const int first = (vector + v) * Isa::lanes;
+    if constexpr (F == Format::f32) {
+      w[v] = Isa::load(reinterpret_cast<const float*>(unit) + k * panel_outputs + first);
+    } else if constexpr (F == Format::f16) {
+      w[v] = Isa::load_f16(reinterpret_cast<const std::uint16_t*>(unit) + k * panel_outputs + first);
+    } else {
+      const auto* pairs = reinterpret_cast<const std::uint16_t*>(unit) + 2 * first;
+      w[v] = k == 0 ? Isa::even_bf16(pairs) : Isa::odd_bf16(pairs);
     }
   }
 }
 
-template <class Isa, int M, int V>
-inline void store_sums(const Block& b, int vector, const typename Isa::Float (&acc)[M][V]) {
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) Isa::store(b.y + m * b.stride + (vector + v) * Isa::lanes, acc[m][v]);
-  }
-}
-
-// Prefetches the lines of a stream that the next `bytes` bytes from `at` will be followed by.
-template <int M, int bytes>
-inline void read_ahead(const std::byte* at) {
-  if constexpr (M <= 2) {
-    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at + prefetch_bytes + line);
-  }
-}
-
-template <class Isa, Format F>
-inline typename Isa::Float load_weights(const std::byte* at, int index) {
-  if constexpr (F == Format::f32) return Isa::load(reinterpret_cast<const float*>(at) + index);
-  return Isa::load_f16(reinterpret_cast<const std::uint16_t*>(at) + index);
-}
-
-template <class Isa, int M, int V, Format F>
+template <class Isa, int M, int P, int V, Format F>
 inline void dense(const Block& b, int vector) {
-  typename Isa::Float acc[M][V];
-  load_sums<Isa, M, V>(b, vector, acc);
-  constexpr int bytes = (F == Format::f32 ? 4 : 2) * panel_outputs;
+  Sums<Isa, M, P, V> sums(b, vector);
+  constexpr int bytes = 2 * (F == Format::f32 ? 4 : 2) * panel_outputs;
   for (std::int64_t unit = b.first_unit; unit < b.end_unit; ++unit) {
-    const std::byte* at = b.panel + unit * 2 * bytes;
     const float* x = reinterpret_cast<const float*>(b.tile) + unit * 2 * M;
-    read_ahead<M, 2 * bytes>(at);
-    if constexpr (F == Format::bf16) {
-      const auto* pairs = reinterpret_cast<const std::uint16_t*>(at) + vector * Isa::lanes * 2;
-      for (int odd = 0; odd < 2; ++odd) {
-        typename Isa::Float w[V];
-        for (int v = 0; v < V; ++v) {
-          w[v] = odd ? Isa::odd_bf16(pairs + v * Isa::lanes * 2) : Isa::even_bf16(pairs + v * Isa::lanes * 2);
-        }
-        for (int m = 0; m < M; ++m) {
-          const auto value = Isa::broadcast(x[odd * M + m]);
-          for (int v = 0; v < V; ++v) acc[m][v] = Isa::fma(value, w[v], acc[m][v]);
-        }
-      }
-    } else {
+    for (int p = 0; p < P; ++p) {
+      const std::byte* at = b.panel + p * b.panel_bytes + unit * bytes;
+      for (int line = 0; line < bytes; line += 64) ahead<M>(at + line);
       for (int k = 0; k < 2; ++k) {
         typename Isa::Float w[V];
-        for (int v = 0; v < V; ++v) w[v] = load_weights<Isa, F>(at + k * bytes, (vector + v) * Isa::lanes);
+        load_weights<Isa, F, V>(at, k, vector, w);
         for (int m = 0; m < M; ++m) {
           const auto value = Isa::broadcast(x[k * M + m]);
-          for (int v = 0; v < V; ++v) acc[m][v] = Isa::fma(value, w[v], acc[m][v]);
+          for (int v = 0; v < V; ++v) sums.at[p][m][v] = Isa::fma(value, w[v], sums.at[p][m][v]);
         }
       }
     }
   }
-  store_sums<Isa, M, V>(b, vector, acc);
+  sums.store(b, vector);
 }
 
-template <class Isa, int M, int V>
+template <class Isa, int M, int P, int V>
 inline void dense_pairs(const Block& b, int vector) {
-  typename Isa::Float acc[M][V];
-  load_sums<Isa, M, V>(b, vector, acc);
+  Sums<Isa, M, P, V> sums(b, vector);
   for (std::int64_t unit = b.first_unit; unit < b.end_unit; ++unit) {
-    const std::byte* at = b.panel + unit * 4 * panel_outputs;
     const std::byte* x = b.tile + unit * 4 * M;
-    read_ahead<M, 4 * panel_outputs>(at);
-    typename Isa::Int w[V];
-    for (int v = 0; v < V; ++v) w[v] = Isa::load_int(at + (vector + v) * Isa::lanes * 4);
-    for (int m = 0; m < M; ++m) {
-      const auto pair = Isa::broadcast_int(read<std::int32_t>(x + m * 4));
-      for (int v = 0; v < V; ++v) acc[m][v] = Isa::pair_dot(acc[m][v], w[v], pair);
+    for (int p = 0; p < P; ++p) {
+      const std::byte* at = b.panel + p * b.panel_bytes + unit * 4 * panel_outputs;
+      for (int line = 0; line < 4 * panel_outputs; line += 64) ahead<M>(at + line);
+      typename Isa::Int w[V];
+      for (int v = 0; v < V; ++v) w[v] = Isa::load_int(at + (vector + v) * Isa::lanes * 4);
+      for (int m = 0; m < M; ++m) {
+        const auto pair = Isa::broadcast_int(read<std::int32_t>(x + m * 4));
+        for (int v = 0; v < V; ++v) sums.at[p][m][v] = Isa::pair_dot(sums.at[p][m][v], w[v], pair);
+      }
     }
   }
-  store_sums<Isa, M, V>(b, vector, acc);
+  sums.store(b, vector);
 }
 
 template <class Isa>
@@ -198,66 +207,90 @@ inline typename Isa::Float load_scales(const std::byte* at, int index, ScaleType
   return Isa::load(reinterpret_cast<const float*>(at) + index);
 }
 
+// A tile of int8 rows.
+template <int M>
+struct IntegerTile {
+  const std::byte* codes;
+  const float* scales;
+  const float* scaled_sums;
+  const std::int32_t* sums;
+
+  explicit IntegerTile(const Block& b) : codes(b.tile) {
+    const std::int64_t groups = b.shape->in / b.shape->group;
+    scales = reinterpret_cast<const float*>(b.tile + b.shape->in * M);
+    scaled_sums = scales + groups * M;
+    sums = reinterpret_cast<const std::int32_t*>(scaled_sums + groups * M);
+  }
+};
+
+// One group of one panel.
 template <class Isa, int M, int V, Format F>
-inline void quantised(const Block& b, int vector) {
-  typename Isa::Float acc[M][V];
-  load_sums<Isa, M, V>(b, vector, acc);
+inline void quantised_group(const Block& b, const IntegerTile<M>& tile, const std::byte* unit, std::int64_t g,
+                            int vector, typename Isa::Float (&acc)[M][V]) {
   const int group = b.shape->group;
   const ScaleType type = b.shape->scale;
-  const std::int64_t groups = b.shape->in / group, bytes = unit_bytes(*b.shape), head = scale_bytes(type);
-  const auto* scales = reinterpret_cast<const float*>(b.tile + b.shape->in * M);
-  const float* scaled_sums = scales + groups * M;
-  const auto* sums = reinterpret_cast<const std::int32_t*>(scaled_sums + groups * M);
+  const std::int64_t head = scale_bytes(type) * panel_outputs;
   constexpr int step_bytes = (F == Format::q8 ? 32 : 16) * panel_outputs;  // of 32 inputs
-  for (std::int64_t g = b.first_unit; g < b.end_unit; ++g) {
-    const std::byte* at = b.panel + g * bytes;
-    const std::byte* codes = at + 2 * head * panel_outputs + vector * Isa::lanes * 4;
-    const std::byte* x = b.tile + g * group * M;
-    typename Isa::Int dots[M][V];
-    for (int m = 0; m < M; ++m) {
-      const std::int32_t sum = sums[g * M + m];
-      for (int v = 0; v < V; ++v) dots[m][v] = F == Format::q8 ? Isa::start8(sum) : Isa::start4(sum);
-    }
-    for (int k = 0; k < group; k += 32, codes += step_bytes, x += 32 * M) {
-      read_ahead<M, step_bytes>(codes);
-      if constexpr (F == Format::q8) {
-        Isa::template dot8<M, V>(codes, x, dots);
-      } else {
-        Isa::template dot4<M, V>(codes, x, dots);
-      }
-    }
-    for (int v = 0; v < V; ++v) {
-      const auto scale = load_scales<Isa>(at, (vector + v) * Isa::lanes, type);
-      const auto bias = load_scales<Isa>(at + head * panel_outputs, (vector + v) * Isa::lanes, type);
-      for (int m = 0; m < M; ++m) {
-        const auto dot = Isa::mul(Isa::to_float(dots[m][v]), scale);
-        acc[m][v] = Isa::fma(dot, Isa::broadcast(scales[g * M + m]), acc[m][v]);
-        acc[m][v] = Isa::fma(bias, Isa::broadcast(scaled_sums[g * M + m]), acc[m][v]);
-      }
+  const std::byte* codes = unit + 2 * head + vector * Isa::lanes * 4;
+  const std::byte* x = tile.codes + g * group * M;
+  typename Isa::Int dots[M][V];
+  for (int m = 0; m < M; ++m) {
+    const std::int32_t sum = tile.sums[g * M + m];
+    for (int v = 0; v < V; ++v) dots[m][v] = F == Format::q8 ? Isa::start8(sum) : Isa::start4(sum);
+  }
+  for (std::int64_t line = 0; line < 2 * head; line += 64) ahead<M>(unit + line);
+  for (int k = 0; k < group; k += 32, codes += step_bytes, x += 32 * M) {
+    if constexpr (F == Format::q8) {
+      Isa::template dot8<M, V>(codes, x, dots);
+    } else {
+      Isa::template dot4<M, V>(codes, x, dots);
     }
   }
-  store_sums<Isa, M, V>(b, vector, acc);
+  if constexpr (requires { Isa::template part_rows<M, V>(dots); }) Isa::template part_rows<M, V>(dots);
+  for (int v = 0; v < V; ++v) {
+    const auto scale = load_scales<Isa>(unit, (vector + v) * Isa::lanes, type);
+    const auto bias = load_scales<Isa>(unit + head, (vector + v) * Isa::lanes, type);
+    for (int m = 0; m < M; ++m) {
+      const auto dot = Isa::mul(Isa::to_float(dots[m][v]), scale);
+      acc[m][v] = Isa::fma(dot, Isa::broadcast(tile.scales[g * M + m]), acc[m][v]);
+      acc[m][v] = Isa::fma(bias, Isa::broadcast(tile.scaled_sums[g * M + m]), acc[m][v]);
+    }
+  }
 }
 
-// A whole panel, in as many vectors at once as the registers hold with M rows.
-template <class Isa, int M, Format F>
+template <class Isa, int M, int P, int V, Format F>
+inline void quantised(const Block& b, int vector) {
+  Sums<Isa, M, P, V> sums(b, vector);
+  const IntegerTile<M> tile(b);
+  const std::int64_t bytes = unit_bytes(*b.shape);
+  for (std::int64_t g = b.first_unit; g < b.end_unit; ++g) {
+    for (int p = 0; p < P; ++p) {
+      const std::byte* unit = b.panel + p * b.panel_bytes + g * bytes;
+      quantised_group<Isa, M, V, F>(b, tile, unit, g, vector, sums.at[p]);
+    }
+  }
+  sums.store(b, vector);
+}
+
+// P whole panels, in as many vectors at once as the registers hold with M rows.
+template <class Isa, int M, int P, Format F>
 void panel(const Block& b) {
   constexpr int vectors = panel_outputs / Isa::lanes;
   constexpr int at_once = M == 1 ? vectors : Isa::vectors;
   for (int vector = 0; vector < vectors; vector += at_once) {
     if constexpr (is_quantised(F)) {
-      quantised<Isa, M, at_once, F>(b, vector);
+      quantised<Isa, M, P, at_once, F>(b, vector);
     } else if constexpr (F == Format::bf16 && Isa::bf16_pairs) {
-      dense_pairs<Isa, M, at_once>(b, vector);
+      dense_pairs<Isa, M, P, at_once>(b, vector);
     } else {
-      dense<Isa, M, at_once, F>(b, vector);
+      dense<Isa, M, P, at_once, F>(b, vector);
     }
   }
 }
 
 template <class Isa, Format F, int M = is_quantised(F) ? Isa::integer_rows : Isa::dense_rows>
 void panel_of_rows(const Block& b, int m) {
-  if (m == M) return panel<Isa, M, F>(b);
+  if (m == M) return panel<Isa, M, 1, F>(b);
   if constexpr (M > 1) panel_of_rows<Isa, F, M - 1>(b, m);
 }
 
@@ -279,6 +312,20 @@ void edge_panel(Block b, int m, int outputs) {
   }
 }
 
+// One row: panels side by side.
+template <class Isa, Format F>
+std::int64_t multiply_row(const Multiply& args, std::int64_t units, std::int64_t first_panel,
+                          std::int64_t end_panel) {
+  constexpr int at_once = panels_at_once<1>;
+  const std::int64_t bytes = args.panel_stride, full = args.shape.out / panel_outputs;
+  std::int64_t p = first_panel;
+  for (; p + at_once <= smaller(end_panel, full); p += at_once) {
+    panel<Isa, 1, at_once, F>({&args.shape, args.panels + p * bytes, bytes, args.prepared, 0, units,
+                               !args.adds, args.y + p * panel_outputs, args.stride});
+  }
+  return p;
+}
+
 template <class Isa, Format F>
 void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel) {
   constexpr std::int64_t rows = is_quantised(F) ? Isa::integer_rows : Isa::dense_rows;
@@ -286,9 +333,9 @@ void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t en
                                     : F == Format::bf16 && Isa::bf16_pairs ? Activation::bf16
                                                                            : Activation::f32;
   const PanelShape& shape = args.shape;
-  const std::int64_t bytes = panel_bytes(shape),
-                     row_bytes = prepared_bytes(activation, shape.in, shape.group);
+  const std::int64_t bytes = args.panel_stride, row_bytes = prepared_bytes(activation, shape.in, shape.group);
   const std::int64_t units = (shape.in + unit_inputs(shape) - 1) / unit_inputs(shape);
+  if (args.rows == 1) first_panel = multiply_row<Isa, F>(args, units, first_panel, end_panel);
   // Many rows: as many inputs at once as keep the panel's part in the first-level cache and all rows' in the
   // second, for a few panels before the next inputs.
   const std::int64_t block = args.rows <= rows ? units : (is_quantised(F) ? 512 : 256) / unit_inputs(shape);
@@ -299,10 +346,15 @@ void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t en
         const std::int64_t outputs = smaller(panel_outputs, shape.out - p * panel_outputs);
         for (std::int64_t row = 0; row < args.rows; row += rows) {
           const int m = static_cast<int>(smaller(rows, args.rows - row));
-          const Block b{
-              &shape,     args.panels + p * bytes,      args.prepared + row * row_bytes,
-              unit,       smaller(units, unit + block), args.y + row * args.stride + p * panel_outputs,
-              args.stride};
+          const Block b{&shape,
+                        args.panels + p * bytes,
+                        bytes,
+                        args.prepared + row * row_bytes,
+                        unit,
+                        smaller(units, unit + block),
+                        unit == 0 && !args.adds,
+                        args.y + row * args.stride + p * panel_outputs,
+                        args.stride};
           if (outputs == panel_outputs) {
             panel_of_rows<Isa, F>(b, m);
           } else {
@@ -332,7 +384,8 @@ void multiply(const Multiply& args, std::int64_t first_panel, std::int64_t end_p
 
 template <class Isa>
 constexpr PanelLoops panel_loops(const char* name) {
-  return {name, Isa::bf16_pairs, Isa::dense_rows, Isa::integer_rows, prepare<Isa>, multiply<Isa>};
+  return {name,         Isa::bf16_pairs, Isa::dense_rows, Isa::integer_rows,
+          prepare<Isa>, multiply<Isa>,   vector_loops};
 }
 
 }  // namespace

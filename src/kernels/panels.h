@@ -86,7 +86,8 @@ constexpr std::int64_t prepared_bytes(Activation activation, std::int64_t in, in
 }
 
 struct Prepare {
-  const float* x;  // [rows, in]
+  const float* x;  // row r's input k at x[r * stride + k]
+  std::int64_t stride;
   std::int64_t rows;
   std::int64_t in;
   Activation activation;
@@ -97,10 +98,31 @@ struct Prepare {
 struct Multiply {
   PanelShape shape;
   const std::byte* panels;
+  std::int64_t panel_stride;  // bytes from a panel to the next
   const std::byte* prepared;
   float* y;  // row r's output o stands at y[r * stride + o]
   std::int64_t stride;
   std::int64_t rows;
+  bool adds = false;  // to what stands in y
+};
+
+// The running state of a softmax over blocks (Milakov and Gimelshein, arXiv:1805.02867).
+struct Softmax {
+  float top;
+  float sum;
+};
+
+struct VectorLoops {
+  // scores [count] of which [first, end) are visible become e^(score * scale - top), the others 0; count is a
+  // multiple of 16. Returns by what earlier sums are to be multiplied.
+  float (*softmax)(float* scores, int first, int end, int count, float scale, Softmax& state);
+  // x / sqrt(mean(x²) + eps) * weight of one row.
+  void (*rms_norm)(const float* x, const float* weight, std::int64_t size, float eps, float* y);
+  // gate / (1 + e^-gate) * up
+  void (*silu_multiply)(const float* gate, const float* up, std::int64_t size, float* y);
+  // One head: the pair (i, i + dims / 2) turned by the angle whose cosine and sine stand at i; the rest is
+  // copied.
+  void (*rotate)(const float* x, const float* cosines, const float* sines, int dims, int size, float* y);
 };
 
 // One instruction set's loops.
@@ -111,6 +133,7 @@ struct PanelLoops {
   int integer_rows;  // rows of a tile of int8
   void (*prepare)(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile);
   void (*multiply)(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel);
+  VectorLoops vectors;
 };
 
 constexpr Activation activation_of(Format format, const PanelLoops& loops) {
@@ -121,8 +144,8 @@ constexpr int tile_rows(Activation activation, const PanelLoops& loops) {
   return activation == Activation::int8 ? loops.integer_rows : loops.dense_rows;
 }
 
-// The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, neon.
-// nullptr: not on this processor.
+// The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, neon,
+// neon_i8mm. nullptr: not on this processor.
 const PanelLoops* find_loops(const char* name = nullptr);
 
 extern const PanelLoops panels_portable;
@@ -130,5 +153,6 @@ extern const PanelLoops panels_avx2;         // AVX2, FMA, F16C
 extern const PanelLoops panels_avx512;       // AVX-512 F, BW, VL, VNNI
 extern const PanelLoops panels_avx512_bf16;  // and BF16
 extern const PanelLoops panels_neon;         // Armv8.2 with dot product
+extern const PanelLoops panels_neon_i8mm;    // and int8 matrix multiplication
 
 }  // namespace tandem::kernels

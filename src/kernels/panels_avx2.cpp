@@ -46,7 +46,7 @@ struct Avx2 {
     for (int step = 0; step < 8; ++step) {
       Int w[V], magnitude[V];
       for (int v = 0; v < V; ++v) {
-        w[v] = _mm256_xor_si256(load_int(codes + step * 128 + v * 32), middle);
+        w[v] = _mm256_xor_si256(load_int(ahead<M>(codes + step * 128 + v * 32)), middle);
         magnitude[v] = _mm256_abs_epi8(w[v]);
       }
       for (int m = 0; m < M; ++m) {
@@ -70,7 +70,7 @@ struct Avx2 {
 #pragma GCC unroll 4
     for (int step = 0; step < 8; step += 2) {
       Int both[V];
-      for (int v = 0; v < V; ++v) both[v] = load_int(codes + step * 64 + v * 32);
+      for (int v = 0; v < V; ++v) both[v] = load_int(ahead<M>(codes + step * 64 + v * 32));
       for (int half = 0; half < 2; ++half) {
         for (int v = 0; v < V; ++v) {
           const Int w = _mm256_and_si256(half ? _mm256_srli_epi16(both[v], 4) : both[v], low);

@@ -1,6 +1,5 @@
 #include "models/layers.h"
 
-#include <mlx/fast.h>
 #include <mlx/ops.h>
 
 #include <algorithm>
@@ -14,24 +13,6 @@ namespace tandem::models {
 namespace {
 
 namespace mx = mlx::core;
-
-// Whether query head h reads key/value head h / (Hq / Hkv), as MLX's grouped attention takes it.
-bool is_even(const std::vector<int>& kv_of_query, int kv_heads) {
-  const int queries = static_cast<int>(kv_of_query.size());
-  if (queries % kv_heads != 0) return false;
-  for (int head = 0; head < queries; ++head) {
-    if (kv_of_query[head] != head / (queries / kv_heads)) return false;
-  }
-  return true;
-}
-
-// [T, length]: whether position start + row sees column, causal and at most `window` back.
-mx::array window_mask(int start, int tokens, int window) {
-  const mx::array rows = mx::expand_dims(mx::arange(start, start + tokens, mx::int32), 1);
-  const mx::array columns = mx::expand_dims(mx::arange(0, start + tokens, mx::int32), 0);
-  return mx::logical_and(mx::less_equal(columns, rows),
-                         mx::greater(columns, mx::subtract(rows, mx::array(window))));
-}
 
 // The whole product from this rank's part, with the bias.
 mx::array reduced(mx::array y, const ShardedLinear& w, const Context& context) {
@@ -56,6 +37,7 @@ std::vector<mx::array> linear(const mx::array& x, const std::vector<const Sharde
   }
   return products;
 }
+
 mx::array embed(const mx::array& ids, const ShardedLinear& w, int first_id, const Context& context) {
   const int rows = w.weight.out();
   if (context.group.size() == 1) return mx::astype(kernels::rows(w.weight, ids), context.activations);
@@ -110,32 +92,12 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
     frequency = frequency / config.factor * stretched + frequency * (1 - stretched);
     wavelengths[i] = static_cast<float>(1 / frequency);
   }
-  return {head_dim, mx::array(wavelengths.begin(), {half}), static_cast<float>(config.attention_factor)};
+  return {mx::array(wavelengths.begin(), {half}), static_cast<float>(config.attention_factor)};
 }
 
-mx::array rotate(const mx::array& x, const Rope& rope, int offset) {
-  mx::array y = mx::fast::rope(mx::expand_dims(x, 0), rope.dims, /*traditional=*/false, std::nullopt, 1.0F,
-                               offset, rope.wavelengths);
-  y = mx::squeeze(y, 0);
-  return rope.attention_factor == 1 ? y : mx::multiply(y, mx::array(rope.attention_factor, y.dtype()));
-}
-
-mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
-                    const std::vector<int>& kv_of_query, int window, KvCache::Layer& cache) {
-  const int tokens = q.shape(1), start = cache.length();
-  auto [keys, values] = cache.append(k, v);
-  if (!is_even(kv_of_query, k.shape(0))) {
-    const mx::array index(kv_of_query.begin(), {static_cast<int>(kv_of_query.size())});
-    keys = mx::take(keys, index, 0);
-    values = mx::take(values, index, 0);
-  }
-  const float scale = 1 / std::sqrt(static_cast<float>(q.shape(2)));
-  const bool slides = window > 0 && start + tokens > window;
-  const auto mask = slides ? std::optional(window_mask(start, tokens, window)) : std::nullopt;
-  const mx::array y = mx::fast::scaled_dot_product_attention(
-      mx::expand_dims(q, 0), mx::expand_dims(keys, 0), mx::expand_dims(values, 0), scale,
-      slides ? "array" : (tokens > 1 ? "causal" : ""), mask);
-  return mx::reshape(mx::transpose(mx::squeeze(y, 0), {1, 0, 2}), {tokens, -1});
+kernels::Angles angles(const Rope& rope, int offset, int tokens) {
+  return kernels::angles_at(mx::arange(offset, offset + tokens, mx::int32), rope.wavelengths,
+                            rope.attention_factor);
 }
 
 }  // namespace tandem::models

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "kernels/matrix.h"
+#include "kernels/pointwise.h"
 #include "models/config.h"
-#include "models/kv_cache.h"
 #include "parallel/shard.h"
 
 namespace tandem::models {
@@ -42,19 +42,13 @@ std::vector<mlx::core::array> linear(const mlx::core::array& x,
 mlx::core::array embed(const mlx::core::array& ids, const ShardedLinear& w, int first_id,
                        const Context& context);
 
-// Rotary embedding, ready to apply.
+// Rotary embedding.
 struct Rope {
-  int dims = 0;
   mlx::core::array wavelengths;  // [dims / 2] float32: base^(2i/dims), stretched
   float attention_factor = 1;
 };
 Rope make_rope(const RopeConfig& config, int head_dim);
-// x [H, T, D] at positions `offset`…, halves rotated against each other as in transformers' rotate_half.
-mlx::core::array rotate(const mlx::core::array& x, const Rope& rope, int offset);
-
-// Grouped-query attention with its cache. q [Hq, T, D], k and v [Hkv, T, D] of `cache.length()`… positions →
-// [T, Hq * D]. `kv_of_query`: which of the Hkv each of the Hq reads. `window`: positions looked back, 0: all.
-mlx::core::array attention(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
-                           const std::vector<int>& kv_of_query, int window, KvCache::Layer& cache);
+// The angles of the positions `offset`, ….
+kernels::Angles angles(const Rope& rope, int offset, int tokens);
 
 }  // namespace tandem::models

@@ -1,10 +1,13 @@
 #include "models/llama.h"
 
 #include <fmt/format.h>
-#include <mlx/fast.h>
 #include <mlx/ops.h>
 
+#include <cmath>
 #include <string>
+
+#include "kernels/attention.h"
+#include "kernels/pointwise.h"
 
 namespace tandem::models {
 namespace {
@@ -100,34 +103,38 @@ LlamaLayer make_layer(const Source& source, int layer) {
   };
 }
 
-// [T, heads * D] → [heads, T, D]
-mx::array to_heads(const mx::array& x, int head_dim) {
-  return mx::transpose(mx::reshape(x, {x.shape(0), x.shape(1) / head_dim, head_dim}), {1, 0, 2});
+// What a forward pass gives each of its layers.
+struct Pass {
+  kernels::Angles angles;
+  KvCache& cache;
+  const Context& context;
+};
+
+// The norm of each head of x [T, heads * D].
+mx::array norm_heads(const mx::array& x, const mx::array& weight, float eps) {
+  const mx::array heads = mx::reshape(x, {x.shape(0), -1, weight.shape(0)});
+  return mx::reshape(kernels::rms_norm(heads, weight, eps), x.shape());
 }
 
-mx::array attend(const Llama& model, int layer, const mx::array& x, KvCache& cache, const Context& context) {
+mx::array attend(const Llama& model, int layer, const mx::array& x, Pass& pass) {
   const LlamaLayer& w = model.layers[layer];
-  const float eps = model.config.rms_norm_eps;
   const int head_dim = model.config.sizes.head_dim;
-  const auto projected = linear(x, {&w.query, &w.key, &w.value}, context);
-  mx::array q = to_heads(projected[0], head_dim);        // [Hq, T, D]
-  mx::array k = to_heads(projected[1], head_dim);        // [Hkv, T, D]
-  const mx::array v = to_heads(projected[2], head_dim);  // [Hkv, T, D]
-  if (w.query_norm) q = mx::fast::rms_norm(q, *w.query_norm, eps);
-  if (w.key_norm) k = mx::fast::rms_norm(k, *w.key_norm, eps);
-  KvCache::Layer& held = cache.layer(layer);
-  const int start = held.length();
-  q = rotate(q, model.rope, start);
-  k = rotate(k, model.rope, start);
-  const mx::array y =
-      attention(q, k, v, model.kv_of_query, model.config.windows[layer], held);  // [T, Hq * D]
-  return linear(y, w.attention_output, context);
+  const auto projected = linear(x, {&w.query, &w.key, &w.value}, pass.context);
+  mx::array q = projected[0], k = projected[1];  // [T, Hq * D], [T, Hkv * D]
+  if (w.query_norm) q = norm_heads(q, *w.query_norm, model.config.rms_norm_eps);
+  if (w.key_norm) k = norm_heads(k, *w.key_norm, model.config.rms_norm_eps);
+  const auto rotated = kernels::rotate({q, k}, pass.angles, head_dim);
+  const kernels::AttentionHeads heads{model.kv_of_query, k.shape(1) / head_dim,
+                                      1 / std::sqrt(static_cast<float>(head_dim)),
+                                      model.config.windows[layer]};
+  const mx::array y = kernels::attention(rotated[0], rotated[1], projected[2], heads,
+                                         {{x.shape(0), &pass.cache.layer(layer)}});  // [T, Hq * D]
+  return linear(y, w.attention_output, pass.context);
 }
 
 mx::array feed_forward(const LlamaLayer& w, const mx::array& x, const Context& context) {
   const auto projected = linear(x, {&w.gate, &w.up}, context);  // [T, ffn] each
-  const mx::array& gate = projected[0];
-  return linear(mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), projected[1]), w.down, context);
+  return linear(kernels::silu_multiply(projected[0], projected[1]), w.down, context);
 }
 
 }  // namespace
@@ -187,17 +194,25 @@ std::size_t step_bytes(const Llama& model) {
 
 mx::array forward(const Llama& model, const mx::array& ids, KvCache& cache, const Context& context) {
   const float eps = model.config.rms_norm_eps;
+  Pass pass{angles(model.rope, cache.length(), ids.shape(0)), cache, context};
   mx::array x = embed(ids, model.embedding, model.first_id, context);  // [T, hidden]
+  mx::array normed = kernels::rms_norm(x, model.layers.front().attention_norm, eps);
   for (int layer = 0; layer < model.config.layers; ++layer) {
     const LlamaLayer& w = model.layers[layer];
-    x = mx::add(x, attend(model, layer, mx::fast::rms_norm(x, w.attention_norm, eps), cache, context));
-    x = mx::add(x, feed_forward(w, mx::fast::rms_norm(x, w.ffn_norm, eps), context));
+    const mx::array attended = attend(model, layer, normed, pass);
+    const auto between = kernels::add_rms_norm(x, attended, w.ffn_norm, eps);
+    const bool last = layer + 1 == model.config.layers;
+    const mx::array& next_norm = last ? model.norm : model.layers[layer + 1].attention_norm;
+    const auto after =
+        kernels::add_rms_norm(between.sum, feed_forward(w, between.norm, context), next_norm, eps);
+    x = after.sum;
+    normed = after.norm;
   }
-  return x;
+  return normed;
 }
 
 mx::array logits(const Llama& model, const mx::array& hidden, const Context& context) {
-  return linear(mx::fast::rms_norm(hidden, model.norm, model.config.rms_norm_eps), model.output, context);
+  return linear(hidden, model.output, context);
 }
 
 }  // namespace tandem::models

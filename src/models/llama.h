@@ -43,7 +43,7 @@ Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
 // Bytes of the weights that one token's step reads: all but the rows of a separate embedding.
 std::size_t step_bytes(const Llama& model);
 
-// ids [T] that follow what the cache holds → hidden states [T, hidden], before the final norm.
+// ids [T] that follow what the cache holds → hidden states [T, hidden] after the final norm.
 mlx::core::array forward(const Llama& model, const mlx::core::array& ids, KvCache& cache,
                          const Context& context);
 

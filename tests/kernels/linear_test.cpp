@@ -146,7 +146,7 @@ TEST_F(LinearTest, EveryInstructionSetGivesTheSameBits) {
   for (const auto& matrix : every_kind(77)) {
     use_loops("portable");
     const auto expected = floats(run(x, matrix));
-    for (const char* name : {"avx2", "avx512", "avx512_bf16", "neon"}) {
+    for (const char* name : {"avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
       const auto* loops = find_loops(name);
       if (!loops || activation_of(matrix.packed->shape().format, *loops) == Activation::bf16) continue;
       use_loops(name);
@@ -157,7 +157,7 @@ TEST_F(LinearTest, EveryInstructionSetGivesTheSameBits) {
 
 TEST_F(LinearTest, ARowDependsNeitherOnItsNeighboursNorOnThreads) {
   const mx::array x = mx::random::normal({45, 256}, mx::float32);
-  for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon"}) {
+  for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
     if (!find_loops(name)) continue;
     use_loops(name);
     for (const auto& matrix : every_kind(300)) {
@@ -243,6 +243,12 @@ TEST_F(LinearTest, GradientsOfDenseAndPackedMatrices) {
     EXPECT_NEAR(rise / (2 * h), mx::sum(mx::multiply(gradient, direction)).item<float>(), 2e-2);
   }
 }
+
+#ifdef TANDEM_FASTEST_LOOPS
+TEST_F(LinearTest, TheProcessorIsTheOneThatThisBuildIsTestedOn) {
+  EXPECT_STREQ(find_loops()->name, TANDEM_FASTEST_LOOPS);
+}
+#endif
 
 TEST_F(LinearTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(run(mx::zeros({1, 3}), dense(mx::zeros({2, 4}))), std::invalid_argument);

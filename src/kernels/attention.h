@@ -1,0 +1,38 @@
+// Causal attention with grouped heads, of sequences of different lengths at once.
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/utils.h>
+
+#include <vector>
+
+#include "kernels/key_values.h"
+
+namespace tandem::kernels {
+
+struct AttentionHeads {
+  std::vector<int> kv_of_query;  // which of the key/value heads each query head reads
+  int kv_heads = 0;
+  float scale = 1;  // of the scores
+  int window = 0;   // positions looked back, the own one included; 0: all
+};
+
+// The rows of one sequence. They follow what `held` holds and are appended to it; without one they stand
+// alone.
+struct AttentionRows {
+  int tokens = 0;
+  KeyValues* held = nullptr;
+};
+
+// q [T, Hq * D], k [T, Hkv * D], v [T, Hkv * Dv], the sequences' rows one after the other → [T, Hq * Dv].
+// On a CPU stream all become float32; the softmax runs over blocks of keys at absolute positions, so that the
+// bits of a row depend neither on its neighbours nor on how its sequence was cut into calls, and no matrix of
+// scores is ever whole. On a GPU stream: MLX's scaled_dot_product_attention, sequence by sequence.
+// Gradients by q, k and v of sequences that stand alone, by a reference that holds the scores of a sequence.
+// What a call appends is there for the next one once its result is evaluated: evaluate before the next call
+// on the same `held`.
+mlx::core::array attention(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
+                           const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
+                           mlx::core::StreamOrDevice s = {});
+
+}  // namespace tandem::kernels

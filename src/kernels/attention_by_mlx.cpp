@@ -1,0 +1,89 @@
+#include "kernels/attention_by_mlx.h"
+
+#include <mlx/fast.h>
+#include <mlx/ops.h>
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+constexpr int growth = 256;  // positions
+
+// Rows [first, end) of [T, heads * D] as [heads, T, D].
+mx::array to_heads(const mx::array& x, int first, int end, int heads, mx::Stream s) {
+  const int dim = x.shape(1) / heads;
+  const mx::array rows = mx::slice(x, {first, 0}, {end, x.shape(1)}, s);
+  return mx::transpose(mx::reshape(rows, {end - first, heads, dim}, s), {1, 0, 2}, s);
+}
+
+// Appends `update` [heads, T, D] after the first `length` positions and gives all of them.
+mx::array append(std::optional<mx::array>& held, int length, const mx::array& update, mx::Stream s) {
+  const int heads = update.shape(0), end = length + update.shape(1), dim = update.shape(2);
+  const int capacity = held ? held->shape(1) : 0;
+  if (end > capacity) {
+    const int grown = (end + growth - 1) / growth * growth;
+    const mx::array room = mx::zeros({heads, grown - capacity, dim}, update.dtype(), s);
+    held = held ? mx::concatenate({*held, room}, 1, s) : room;
+  }
+  // Moved in, so that MLX may write into the buffer in place.
+  held = mx::slice_update(std::exchange(held, std::nullopt).value(), update, mx::Shape{0, length, 0},
+                          mx::Shape{heads, end, dim}, s);
+  return mx::slice(*held, {0, 0, 0}, {heads, end, dim}, s);
+}
+
+// Whether query head h reads key/value head h / (Hq / Hkv), as MLX's grouped attention takes it.
+bool is_even(const AttentionHeads& heads) {
+  const int queries = static_cast<int>(heads.kv_of_query.size());
+  if (queries % heads.kv_heads != 0) return false;
+  for (int head = 0; head < queries; ++head) {
+    if (heads.kv_of_query[head] != head / (queries / heads.kv_heads)) return false;
+  }
+  return true;
+}
+
+// [T, start + T]: whether position start + row sees column, causal and at most `window` back.
+mx::array window_mask(int start, int tokens, int window, mx::Stream s) {
+  const mx::array rows = mx::expand_dims(mx::arange(start, start + tokens, mx::int32, s), 1, s);
+  const mx::array columns = mx::expand_dims(mx::arange(0, start + tokens, mx::int32, s), 0, s);
+  return mx::logical_and(mx::less_equal(columns, rows, s),
+                         mx::greater(columns, mx::subtract(rows, mx::array(window), s), s), s);
+}
+
+}  // namespace
+
+mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::array& v,
+                           const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
+                           mx::Stream s) {
+  const int query_heads = static_cast<int>(heads.kv_of_query.size());
+  std::vector<mx::array> results;
+  int first = 0;
+  for (const auto& sequence : sequences) {
+    const int end = first + sequence.tokens, start = sequence.held ? sequence.held->length : 0;
+    mx::array keys = to_heads(k, first, end, heads.kv_heads, s),
+              values = to_heads(v, first, end, heads.kv_heads, s);
+    if (sequence.held) {
+      keys = append(sequence.held->keys, start, keys, s);
+      values = append(sequence.held->values, start, values, s);
+      sequence.held->length += sequence.tokens;
+    }
+    if (!is_even(heads)) {
+      const mx::array index(heads.kv_of_query.begin(), {query_heads});
+      keys = mx::take(keys, index, 0, s);
+      values = mx::take(values, index, 0, s);
+    }
+    const bool slides = heads.window > 0 && start + sequence.tokens > heads.window;
+    const auto mask =
+        slides ? std::optional(window_mask(start, sequence.tokens, heads.window, s)) : std::nullopt;
+    const mx::array y = mx::fast::scaled_dot_product_attention(
+        mx::expand_dims(to_heads(q, first, end, query_heads, s), 0, s), mx::expand_dims(keys, 0, s),
+        mx::expand_dims(values, 0, s), heads.scale, slides ? "array" : (sequence.tokens > 1 ? "causal" : ""),
+        mask, std::nullopt, false, s);
+    results.push_back(
+        mx::reshape(mx::transpose(mx::squeeze(y, 0, s), {1, 0, 2}, s), {sequence.tokens, -1}, s));
+    first = end;
+  }
+  return results.size() == 1 ? results.front() : mx::concatenate(results, 0, s);
+}
+
+}  // namespace tandem::kernels

@@ -1,0 +1,45 @@
+// The small operations between products, each one pass over its rows on a CPU; MLX's own on a GPU.
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/utils.h>
+
+#include <vector>
+
+namespace tandem::kernels {
+
+// On a CPU stream inputs become float32 and so are the results; on a GPU stream the dtype stays. Each has its
+// gradients by every input.
+
+// x [..., n] / sqrt(mean(x²) + eps) * weight [n] (Zhang and Sennrich, arXiv:1910.07467).
+mlx::core::array rms_norm(const mlx::core::array& x, const mlx::core::array& weight, float eps,
+                          mlx::core::StreamOrDevice s = {});
+
+// x + added, and the norm of it.
+struct SumAndNorm {
+  mlx::core::array sum, norm;
+};
+SumAndNorm add_rms_norm(const mlx::core::array& x, const mlx::core::array& added,
+                        const mlx::core::array& weight, float eps, mlx::core::StreamOrDevice s = {});
+
+// silu(gate) * up, of one shape (Shazeer, arXiv:2002.05202).
+mlx::core::array silu_multiply(const mlx::core::array& gate, const mlx::core::array& up,
+                               mlx::core::StreamOrDevice s = {});
+
+// Rotary positions (Su et al., arXiv:2104.09864) of T rows.
+struct Angles {
+  int dims = 0;                     // of a head that are turned; what lies past them stays
+  mlx::core::array positions;       // [T] int32
+  mlx::core::array wavelengths;     // [dims / 2] float32: positions to a turn of one radian
+  float factor = 1;                 // multiplies cosines and sines
+  mlx::core::array cosines, sines;  // [T, dims / 2] float32
+};
+Angles angles_at(const mlx::core::array& positions, const mlx::core::array& wavelengths, float factor,
+                 mlx::core::StreamOrDevice s = {});
+
+// Each of `rows` [T, heads * head_dim], its heads' halves turned against each other as in transformers'
+// rotate_half.
+std::vector<mlx::core::array> rotate(const std::vector<mlx::core::array>& rows, const Angles& angles,
+                                     int head_dim, mlx::core::StreamOrDevice s = {});
+
+}  // namespace tandem::kernels

@@ -1,0 +1,120 @@
+// Loops over rows of floats in plain C++, which each panels_*.cpp compiles for its instruction set. Sums run
+// in 16 lanes, element i in lane i % 16, and the lanes are added in one order, so that every instruction set
+// gives the same bits. No function of the standard library, as in panel_loops.h.
+#pragma once
+
+#include "kernels/panels.h"
+
+namespace tandem::kernels {
+
+namespace {
+
+inline constexpr int sum_lanes = 16;
+
+inline float add_lanes(const float (&lanes)[sum_lanes]) {
+  float sums[sum_lanes];
+  for (int i = 0; i < sum_lanes; ++i) sums[i] = lanes[i];
+  for (int width = sum_lanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+  }
+  return sums[0];
+}
+
+// e^v within 2^-22, of v within ±87; beyond, of the nearer bound. NaN stays NaN.
+inline float exponential(float v) {
+  constexpr float log2_e = 1.44269504F, magic = 12582912.0F;           // 1.5 * 2^23
+  constexpr float ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;  // their sum is ln 2
+  v = v < -87.0F ? -87.0F : v;
+  v = v > 87.0F ? 87.0F : v;
+  const float shifted = __builtin_fmaf(v, log2_e, magic), n = shifted - magic;
+  const float r = __builtin_fmaf(n, -ln2_low, __builtin_fmaf(n, -ln2_high, v));
+  float p = 1.0F / 5040;  // Taylor: |r| <= ln 2 / 2
+  p = __builtin_fmaf(p, r, 1.0F / 720);
+  p = __builtin_fmaf(p, r, 1.0F / 120);
+  p = __builtin_fmaf(p, r, 1.0F / 24);
+  p = __builtin_fmaf(p, r, 1.0F / 6);
+  p = __builtin_fmaf(p, r, 0.5F);
+  p = __builtin_fmaf(p, r, 1.0F);
+  p = __builtin_fmaf(p, r, 1.0F);
+  const auto bits = __builtin_bit_cast(std::uint32_t, p) + (__builtin_bit_cast(std::uint32_t, shifted) << 23);
+  return __builtin_bit_cast(float, bits) + (v - v);
+}
+
+inline float softmax(float* scores, int first, int end, int count, float scale, Softmax& state) {
+  constexpr float lowest = -__builtin_huge_valf();
+  for (int i = 0; i < first; ++i) scores[i] = lowest;
+  for (int i = end; i < count; ++i) scores[i] = lowest;
+  float tops[sum_lanes];
+  for (float& top : tops) top = lowest;
+  for (int i = 0; i < count; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) {
+      scores[i + l] *= scale;
+      tops[l] = scores[i + l] > tops[l] ? scores[i + l] : tops[l];
+    }
+  }
+  float top = state.top;
+  for (const float t : tops) top = t > top ? t : top;
+  float lanes[sum_lanes] = {};
+  for (int i = 0; i < count; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) {
+      const float score = scores[i + l], power = exponential(score - top);
+      scores[i + l] = score == lowest ? 0.0F : power;
+      lanes[l] += scores[i + l];
+    }
+  }
+  const float factor = state.top == lowest ? 0.0F : exponential(state.top - top);
+  state.top = top;
+  state.sum = __builtin_fmaf(state.sum, factor, add_lanes(lanes));
+  return factor;
+}
+
+inline void rms_norm(const float* x, const float* weight, std::int64_t size, float eps, float* y) {
+  float lanes[sum_lanes] = {};
+  std::int64_t i = 0;
+  for (; i + sum_lanes <= size; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) lanes[l] = __builtin_fmaf(x[i + l], x[i + l], lanes[l]);
+  }
+  for (int l = 0; i + l < size; ++l) lanes[l] = __builtin_fmaf(x[i + l], x[i + l], lanes[l]);
+  const float inverse = 1.0F / __builtin_sqrtf(add_lanes(lanes) / static_cast<float>(size) + eps);
+  for (i = 0; i < size; ++i) y[i] = x[i] * inverse * weight[i];
+}
+
+inline void silu_multiply(const float* gate, const float* up, std::int64_t size, float* y) {
+  for (std::int64_t i = 0; i < size; ++i) y[i] = gate[i] / (1.0F + exponential(-gate[i])) * up[i];
+}
+
+inline void rotate(const float* x, const float* cosines, const float* sines, int dims, int size, float* y) {
+  const int half = dims / 2;
+  for (int i = 0; i < half; ++i) {
+    y[i] = x[i] * cosines[i] - x[i + half] * sines[i];
+    y[i + half] = x[i + half] * cosines[i] + x[i] * sines[i];
+  }
+  for (int i = dims; i < size; ++i) y[i] = x[i];
+}
+
+// 0, or NaN where an element is not finite.
+inline float poison_of(const float* x, int count) {
+  float lanes[sum_lanes] = {};
+  for (int i = 0; i < count; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) lanes[l] += x[i + l] * 0.0F;
+  }
+  return add_lanes(lanes);
+}
+
+inline float largest_magnitude(const float* x, int count) {
+  float tops[sum_lanes] = {};
+  for (int i = 0; i < count; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) {
+      const float size = __builtin_fabsf(x[i + l]);
+      tops[l] = size > tops[l] ? size : tops[l];
+    }
+  }
+  float top = 0;
+  for (const float t : tops) top = t > top ? t : top;
+  return top;
+}
+
+constexpr VectorLoops vector_loops{softmax, rms_norm, silu_multiply, rotate};
+
+}  // namespace
+}  // namespace tandem::kernels

@@ -1,0 +1,208 @@
+#include "kernels/attention.h"
+
+#include <gtest/gtest.h>
+#include <mlx/ops.h>
+#include <mlx/random.h>
+#include <mlx/transforms.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/attention_by_mlx.h"
+#include "kernels/linear.h"
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+std::vector<float> floats(mx::array array) {
+  array = mx::contiguous(array);
+  mx::eval(array);
+  return {array.data<float>(), array.data<float>() + array.size()};
+}
+
+struct Qkv {
+  mx::array q, k, v;
+
+  Qkv rows(int first, int end) const {
+    const auto part = [&](const mx::array& x) { return mx::slice(x, {first, 0}, {end, x.shape(1)}); };
+    return {part(q), part(k), part(v)};
+  }
+};
+
+// Scores of up to about ±4, so that the softmax is far from even.
+Qkv random_rows(int tokens, const AttentionHeads& heads, int dim, int value_dim) {
+  const int queries = static_cast<int>(heads.kv_of_query.size());
+  return {mx::multiply(mx::random::normal({tokens, queries * dim}), mx::array(2.0F)),
+          mx::random::normal({tokens, heads.kv_heads * dim}),
+          mx::random::normal({tokens, heads.kv_heads * value_dim})};
+}
+
+AttentionHeads grouped(int queries, int kv_heads, int dim, int window = 0) {
+  AttentionHeads heads{{}, kv_heads, 1 / std::sqrt(static_cast<float>(dim)), window};
+  for (int h = 0; h < queries; ++h) heads.kv_of_query.push_back(h * kv_heads / queries);
+  return heads;
+}
+
+mx::array run(const Qkv& x, const AttentionHeads& heads, const std::vector<AttentionRows>& sequences) {
+  return attention(x.q, x.k, x.v, heads, sequences, mx::Device::cpu);
+}
+
+// By definition, in double: one row of one head.
+std::vector<double> expected_row(const Qkv& x, const AttentionHeads& heads, int dim, int value_dim, int token,
+                                 int head) {
+  const auto q = floats(x.q), k = floats(x.k), v = floats(x.v);
+  const int queries = static_cast<int>(heads.kv_of_query.size()), kv = heads.kv_of_query[head];
+  const int first = heads.window > 0 ? std::max(0, token + 1 - heads.window) : 0;
+  std::vector<double> result(value_dim), scores;
+  double sum = 0;
+  for (int t = first; t <= token; ++t) {
+    double score = 0;
+    for (int d = 0; d < dim; ++d) {
+      score +=
+          static_cast<double>(q[(token * queries + head) * dim + d]) * k[(t * heads.kv_heads + kv) * dim + d];
+    }
+    scores.push_back(std::exp(score * heads.scale));
+    sum += scores.back();
+  }
+  for (int t = first; t <= token; ++t) {
+    for (int d = 0; d < value_dim; ++d) {
+      result[d] += scores[t - first] / sum * v[(t * heads.kv_heads + kv) * value_dim + d];
+    }
+  }
+  return result;
+}
+
+class AttentionTest : public testing::Test {
+ protected:
+  void TearDown() override {
+    use_loops(nullptr);
+    set_threads(1);
+  }
+};
+
+// float32 sums of up to 600 weights that add to one, of scores that are off by 64 roundings of at most 8.
+constexpr double tolerance = 5e-5;
+
+TEST_F(AttentionTest, EqualsItsDefinition) {
+  struct Row {
+    int queries, kv_heads, dim, value_dim, tokens, window;
+  };
+  for (const Row& r : {Row{1, 1, 64, 64, 1, 0}, Row{8, 2, 64, 64, 40, 0}, Row{6, 2, 20, 20, 300, 0},
+                       Row{3, 3, 33, 17, 70, 0}, Row{4, 1, 96, 64, 513, 0}, Row{8, 2, 32, 32, 600, 37},
+                       Row{40, 1, 16, 16, 9, 0}, Row{2, 2, 64, 64, 520, 256}}) {
+    SCOPED_TRACE(testing::Message() << r.queries << " " << r.kv_heads << " " << r.dim << " " << r.tokens);
+    const auto heads = grouped(r.queries, r.kv_heads, r.dim, r.window);
+    const Qkv x = random_rows(r.tokens, heads, r.dim, r.value_dim);
+    const auto y = floats(run(x, heads, {{r.tokens}}));
+    ASSERT_EQ(y.size(), static_cast<std::size_t>(r.tokens) * r.queries * r.value_dim);
+    for (const int token : {0, r.tokens / 3, r.tokens / 2, r.tokens - 1}) {
+      for (const int head : {0, r.queries / 2, r.queries - 1}) {
+        const auto expected = expected_row(x, heads, r.dim, r.value_dim, token, head);
+        for (int d = 0; d < r.value_dim; ++d) {
+          ASSERT_NEAR(y[(token * r.queries + head) * r.value_dim + d], expected[d], tolerance) << token;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(AttentionTest, HeadsMayBeGroupedUnevenly) {
+  AttentionHeads heads{{0, 0, 0, 1}, 2, 0.2F, 0};
+  const Qkv x = random_rows(30, heads, 24, 24);
+  const auto y = floats(run(x, heads, {{30}}));
+  for (int head = 0; head < 4; ++head) {
+    const auto expected = expected_row(x, heads, 24, 24, 29, head);
+    for (int d = 0; d < 24; ++d) ASSERT_NEAR(y[(29 * 4 + head) * 24 + d], expected[d], tolerance);
+  }
+}
+
+// Chunks, single tokens, threads, neighbours in the batch, instruction sets: all the same bits.
+TEST_F(AttentionTest, ARowDependsOnItsSequenceAlone) {
+  constexpr int tokens = 530;
+  for (const int window : {0, 100}) {
+    const auto heads = grouped(6, 2, 48, window);
+    const Qkv x = random_rows(tokens, heads, 48, 48), other = random_rows(77, heads, 48, 48);
+    use_loops("portable");
+    const auto whole = floats(run(x, heads, {{tokens}}));
+    for (const char* name : {"portable", "avx2", "avx512", "neon"}) {
+      if (!find_loops(name)) continue;
+      use_loops(name);
+      for (const int chunk : {1, 7, 128, 255, 256, tokens}) {
+        set_threads(chunk % 3 + 1);
+        KeyValues held;
+        std::vector<float> parts;
+        for (int first = 0; first < tokens; first += chunk) {
+          const int end = std::min(tokens, first + chunk);
+          const auto part = floats(run(x.rows(first, end), heads, {{end - first, &held}}));
+          parts.insert(parts.end(), part.begin(), part.end());
+        }
+        ASSERT_EQ(held.length, tokens);
+        ASSERT_EQ(std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)), 0) << name << chunk;
+      }
+      const Qkv both{mx::concatenate({other.q, x.q}, 0), mx::concatenate({other.k, x.k}, 0),
+                     mx::concatenate({other.v, x.v}, 0)};
+      const auto together = floats(run(both, heads, {{77}, {tokens}}));
+      ASSERT_EQ(std::memcmp(together.data() + together.size() - whole.size(), whole.data(),
+                            whole.size() * sizeof(float)),
+                0)
+          << name;
+    }
+  }
+}
+
+TEST_F(AttentionTest, GrowsByBlocksAndCountsItsBytes) {
+  const auto heads = grouped(4, 2, 32);
+  KeyValues held;
+  EXPECT_EQ(held.bytes(), 0U);
+  for (int step = 1; step <= 3; ++step) {
+    mx::eval(run(random_rows(200, heads, 32, 32), heads, {{200, &held}}));
+    EXPECT_EQ(held.length, 200 * step);
+    EXPECT_EQ(held.bytes(), (200U * step + 255) / 256 * 256 * 2 * 64 * sizeof(float));
+  }
+}
+
+TEST_F(AttentionTest, WhatIsNotFiniteShowsInTheRowsThatSeeIt) {
+  const auto heads = grouped(2, 1, 16);
+  const Qkv x = random_rows(40, heads, 16, 16);
+  for (const float bad : {std::nanf(""), HUGE_VALF}) {
+    auto k = floats(x.k);
+    k[20 * 16 + 3] = bad;
+    const auto y = floats(run({x.q, mx::array(k.data(), {40, 16}), x.v}, heads, {{40}}));
+    for (int i = 0; i < 20 * 32; ++i) ASSERT_TRUE(std::isfinite(y[i])) << i;
+    int strange = 0;
+    for (int i = 20 * 32; i < 40 * 32; ++i) strange += std::isnan(y[i]) ? 1 : 0;
+    EXPECT_GT(strange, 0);
+  }
+}
+
+TEST_F(AttentionTest, GradientsAreThoseOfTheDefinition) {
+  const auto heads = grouped(4, 2, 8, 5);
+  const Qkv x = random_rows(12, heads, 8, 8);
+  const mx::array c = mx::random::normal({12, 32});
+  const auto loss = [&](const std::vector<mx::array>& in) {
+    return mx::sum(mx::multiply(run({in[0], in[1], in[2]}, heads, {{5}, {7}}), c));
+  };
+  const auto gradients = mx::value_and_grad(loss, {0, 1, 2})({x.q, x.k, x.v}).second;
+  const std::vector<mx::array> at{x.q, x.k, x.v};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const mx::array direction = mx::random::normal(at[i].shape());
+    const float h = 1e-2F;
+    auto up = at, down = at;
+    up[i] = mx::add(at[i], mx::multiply(direction, mx::array(h)));
+    down[i] = mx::subtract(at[i], mx::multiply(direction, mx::array(h)));
+    const float rise = mx::subtract(loss(up), loss(down)).item<float>() / (2 * h);
+    EXPECT_NEAR(rise, mx::sum(mx::multiply(gradients[i], direction)).item<float>(),
+                0.02 * std::abs(rise) + 2e-2);
+  }
+}
+
+TEST_F(AttentionTest, RefusesRowsThatNoSequenceHas) {
+  const auto heads = grouped(2, 1, 8);
+  EXPECT_THROW(run(random_rows(4, heads, 8, 8), heads, {{3}}), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace tandem::kernels

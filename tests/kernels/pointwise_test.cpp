@@ -1,0 +1,133 @@
+#include "kernels/pointwise.h"
+
+#include <gtest/gtest.h>
+#include <mlx/fast.h>
+#include <mlx/ops.h>
+#include <mlx/random.h>
+#include <mlx/transforms.h>
+
+#include <cmath>
+
+#include "kernels/linear.h"
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+class PointwiseTest : public testing::Test {
+ protected:
+  void TearDown() override {
+    use_loops(nullptr);
+    set_threads(1);
+  }
+};
+
+bool close(const mx::array& a, const mx::array& b, double tolerance = 2e-6) {
+  return mx::allclose(a, b, tolerance, tolerance).item<bool>();
+}
+
+// Every operation over the same inputs; x and y [rows, 3 heads * 20].
+std::vector<mx::array> run_all(const mx::array& x, const mx::array& y, const mx::array& weight) {
+  const auto angles = angles_at(mx::arange(5, 5 + x.shape(0), mx::int32), mx::array({1.0F, 10.0F, 100.0F}),
+                                1.5F, mx::Device::cpu);
+  std::vector<mx::array> results{rms_norm(x, weight, 1e-5F, mx::Device::cpu),
+                                 silu_multiply(x, y, mx::Device::cpu)};
+  const auto both = add_rms_norm(x, y, weight, 1e-5F, mx::Device::cpu);
+  results.insert(results.end(), {both.sum, both.norm});
+  for (auto& turned : rotate({x, y}, angles, 20, mx::Device::cpu)) results.push_back(turned);
+  return results;
+}
+
+// rows [T, 3 * 20], pairs (i, i + 3) of each head.
+mx::array expected_turn(const mx::array& x) {
+  std::vector<float> from(x.data<float>(), x.data<float>() + x.size()), to = from;
+  const double wavelengths[] = {1, 10, 100};
+  for (int t = 0; t < x.shape(0); ++t) {
+    for (int head = 0; head < 3; ++head) {
+      for (int i = 0; i < 3; ++i) {
+        const int a = t * 60 + head * 20 + i, b = a + 3;
+        const double c = 1.5 * std::cos((5 + t) / wavelengths[i]),
+                     s = 1.5 * std::sin((5 + t) / wavelengths[i]);
+        to[a] = static_cast<float>(from[a] * c - from[b] * s);
+        to[b] = static_cast<float>(from[b] * c + from[a] * s);
+      }
+    }
+  }
+  return mx::array(to.data(), x.shape());
+}
+
+TEST_F(PointwiseTest, EqualMlxsOperations) {
+  for (const int rows : {1, 7, 300}) {
+    const mx::array x = mx::multiply(mx::random::normal({rows, 60}), mx::array(3.0F)),
+                    y = mx::random::normal({rows, 60}), weight = mx::random::normal({60});
+    mx::eval(x, y);
+    const auto results = run_all(x, y, weight);
+    EXPECT_TRUE(close(results[0], mx::fast::rms_norm(x, weight, 1e-5F, mx::Device::cpu)));
+    EXPECT_TRUE(close(results[1], mx::multiply(mx::multiply(x, mx::sigmoid(x)), y)));
+    EXPECT_TRUE(close(results[2], mx::add(x, y)));
+    EXPECT_TRUE(close(results[3], mx::fast::rms_norm(mx::add(x, y), weight, 1e-5F, mx::Device::cpu)));
+    // An angle of 305 in float32 is off by up to 2e-5, and multiplies values of up to 12.
+    EXPECT_TRUE(close(results[4], expected_turn(x), 2e-4));
+    EXPECT_TRUE(close(results[5], expected_turn(y), 2e-4));
+  }
+}
+
+TEST_F(PointwiseTest, EveryInstructionSetAndThreadCountGivesTheSameBits) {
+  const mx::array x = mx::random::normal({500, 60}), y = mx::random::normal({500, 60}),
+                  weight = mx::random::normal({60});
+  use_loops("portable");
+  const auto expected = run_all(x, y, weight);
+  mx::eval(expected);
+  for (const char* name : {"avx2", "avx512", "neon"}) {
+    if (!find_loops(name)) continue;
+    use_loops(name);
+    set_threads(3);
+    const auto results = run_all(x, y, weight);
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      EXPECT_TRUE(mx::array_equal(results[i], expected[i]).item<bool>()) << name << " " << i;
+    }
+  }
+}
+
+TEST_F(PointwiseTest, SiluAtTheEndsOfItsRange) {
+  const mx::array gate({-200.0F, -90.0F, 0.0F, 90.0F, 3e38F, std::nanf("")});
+  const mx::array y = silu_multiply(gate, mx::ones({6}), mx::Device::cpu);
+  mx::eval(y);
+  const float* at = y.data<float>();
+  EXPECT_NEAR(at[0], 0, 1e-30);
+  EXPECT_NEAR(at[1], 0, 1e-30);
+  EXPECT_EQ(at[2], 0);
+  EXPECT_EQ(at[3], 90);
+  EXPECT_EQ(at[4], 3e38F);
+  EXPECT_TRUE(std::isnan(at[5]));
+}
+
+TEST_F(PointwiseTest, GradientsAgreeWithFiniteDifferences) {
+  const std::vector<mx::array> at{mx::random::normal({4, 60}), mx::random::normal({4, 60}),
+                                  mx::random::normal({60})};
+  std::vector<mx::array> weights;
+  for (int i = 0; i < 6; ++i) weights.push_back(mx::random::normal({4, 60}));
+  const auto loss = [&](const std::vector<mx::array>& in) {
+    mx::array sum(0.0F);
+    const auto results = run_all(in[0], in[1], in[2]);
+    for (std::size_t i = 0; i < results.size(); ++i)
+      sum = mx::add(sum, mx::sum(mx::multiply(results[i], weights[i])));
+    return sum;
+  };
+  const auto gradients = mx::value_and_grad(loss, {0, 1, 2})(at).second;
+  for (std::size_t i = 0; i < 3; ++i) {
+    const mx::array direction = mx::random::normal(at[i].shape());
+    const float h = 1e-2F;
+    auto up = at, down = at;
+    up[i] = mx::add(at[i], mx::multiply(direction, mx::array(h)));
+    down[i] = mx::subtract(at[i], mx::multiply(direction, mx::array(h)));
+    const float rise = mx::subtract(loss(up), loss(down)).item<float>() / (2 * h);
+    EXPECT_NEAR(rise, mx::sum(mx::multiply(gradients[i], direction)).item<float>(),
+                0.01 * std::abs(rise) + 5e-2);
+  }
+}
+
+}  // namespace
+}  // namespace tandem::kernels

@@ -1,0 +1,56 @@
+"""What int8 activations cost: the mean NLL of fresh dialogues against float32 activations on the same quantised weights,
+which equal the product with the weights dequantised (tests/kernels: QuantisedProductsInFloat32AreThoseOfTheDequantised).
+"""
+import json
+import subprocess
+import sys
+
+import pytest
+from affine_checkpoint import quantise, read_safetensors, write_quantised
+from conftest import DEMO_MODEL, ROOT, run_tandem
+
+MLX_4BIT = ROOT / "tests/golden/tiny-llama-mlx-4bit"
+SEED, DIALOGUES = 4, 120
+WINDOW = 192  # tokens
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory):
+    made = subprocess.run([sys.executable, ROOT / "scripts/golden/make_dialogues.py", str(SEED), str(DIALOGUES)],
+                          capture_output=True, check=True)
+    file = tmp_path_factory.mktemp("dialogues") / "dialogues.txt"
+    file.write_bytes(made.stdout)
+    return file
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The demo model's folder at so many bits."""
+    folder = tmp_path_factory.mktemp("quantised") / "tiny-llama-8bit"
+    write_quantised(DEMO_MODEL, folder, 8)
+    return {4: MLX_4BIT, 8: folder}
+
+
+def mean_nll(model, text, activations):
+    done = run_tandem("perplexity", model, "--text-file", text, "--window", WINDOW, "--device", "cpu",
+                      "--activations", activations)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["tokens"] >= 5000
+    return result["mean_nll"]
+
+
+def test_checkpoints_are_quantised_as_mlx_does():
+    mlx = read_safetensors(MLX_4BIT / "model.safetensors")
+    for name, (_, shape, data) in read_safetensors(DEMO_MODEL / "model.safetensors").items():
+        if len(shape) == 2:
+            parts = [mlx[f"{name.removesuffix('.weight')}.{part}"][2] for part in ("weight", "scales", "biases")]
+            assert quantise(data, 4) == tuple(parts), name
+
+
+@pytest.mark.parametrize("bits, bar", [(8, 0.005), (4, 0.02)])
+def test_int8_activations_move_the_mean_nll_little(checkpoint, dialogues, bits, bar):
+    exact, rounded = (mean_nll(checkpoint[bits], dialogues, a) for a in ("float32", "auto"))
+    print(f"{bits} bit: {exact:.6f} with float32 activations, {rounded:.6f} with int8: {rounded / exact - 1:+.4%}")
+    assert rounded != exact, "the activations were not rounded"
+    assert abs(rounded / exact - 1) < bar
