@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 .PHONY: demo test build setup setup-test test-neon format format-check tidy clean help
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z%-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 demo: build  ## install what is missing, build, run the demo on two ranks
 	@$(PROGRAM) demo
@@ -42,6 +42,9 @@ format-check: setup-test
 tidy: build  ## clang-tidy, the rules in .clang-tidy
 	@scripts/setup.sh tidy
 	@scripts/tidy.sh build/$(PRESET)
+
+bench-%: build  ## bench-cpu, …: bench/NAME.py with BENCH_FLAGS, into build/bench/NAME.json
+	@python3 bench/$*.py $(BENCH_FLAGS)
 
 clean:  ## remove what was built, keep what was installed
 	@rm -rf build/release build/debug build/asan build/tsan build/neon build/rust

@@ -17,6 +17,8 @@ inline constexpr std::size_t pipe_line_bytes = 64u << 20;  // logits of a 256 k 
 inline constexpr milliseconds worker_start{30'000};        // from fork or ssh to its first line
 inline constexpr milliseconds worker_reap{200};  // from end-of-file to knowing how the process ended
 inline constexpr milliseconds conductor_tick{100};
+inline constexpr milliseconds worker_status{5'000};  // from a request's end to every rank's word on it
+inline constexpr milliseconds worker_status_poll{1};
 inline constexpr milliseconds worker_exit{3'000};      // from end-of-file to kill
 inline constexpr milliseconds failure_gathering{400};  // from the first sign of a failure to the verdict
 

@@ -95,6 +95,16 @@ std::string describe_speed(const Answer& answer) {
 double Answer::decode_tokens_per_s() const { return rate(done.generated_tokens - 1, done.decode_s); }
 double Answer::prefill_tokens_per_s() const { return rate(done.prompt_tokens, done.prefill_s); }
 
+engine::DoneEvent generate_ids(cluster::Conductor& conductor, engine::GenerateRequest request,
+                               const std::function<void(int)>& on_token) {
+  EventStream events(conductor, std::move(request));
+  while (true) {
+    const auto event = events.next();
+    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) on_token(token->token);
+    if (const auto* done = std::get_if<engine::DoneEvent>(&event)) return *done;
+  }
+}
+
 Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
                 engine::GenerateRequest request, const std::function<void(std::string_view)>& on_text) {
   const InterruptGuard guard;
@@ -104,18 +114,12 @@ Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,
     answer.text += piece;
     if (!piece.empty()) on_text(piece);
   };
-  EventStream events(conductor, std::move(request));
-  while (true) {
-    const auto event = events.next();
-    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) {
-      answer.ids.push_back(token->token);
-      give(text.push(token->token));
-    } else if (const auto* done = std::get_if<engine::DoneEvent>(&event)) {
-      give(text.finish());
-      answer.done = *done;
-      return answer;
-    }
-  }
+  answer.done = generate_ids(conductor, std::move(request), [&](int token) {
+    answer.ids.push_back(token);
+    give(text.push(token));
+  });
+  give(text.finish());
+  return answer;
 }
 
 Answer print_answer(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,

@@ -21,6 +21,10 @@ struct Answer {
   double prefill_tokens_per_s() const;
 };
 
+// Generates, giving token ids as they come. InputError and ClusterError as below.
+engine::DoneEvent generate_ids(cluster::Conductor& conductor, engine::GenerateRequest request,
+                               const std::function<void(int)>& on_token);
+
 // Generates, giving text to `on_text` as it comes. Ctrl-C ends the answer (FinishReason::cancelled), not the
 // program. InputError where the request is refused, ClusterError where the group is lost.
 Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,

@@ -39,6 +39,7 @@ int run_program(int argc, char** argv) {
   tandem::cli::add_serve(program, exit_code);
   tandem::cli::add_logits(program);
   tandem::cli::add_perplexity(program);
+  tandem::cli::add_bench(program);
   program.footer(
       "`tandem VERB --help` tells a verb's options. Results go to stdout, all else to stderr.\n"
       "Exit codes: 0 done, 1 a worker or link was lost, 2 wrong input, 130 stopped by Ctrl-C.");

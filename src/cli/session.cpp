@@ -113,9 +113,10 @@ std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig&
 }
 
 std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel::Plan& plan,
-                                          const ClusterFlags& flags) {
+                                          const ClusterFlags& flags, const nlohmann::json& shape) {
   if (flags.verbose) log::configure(log::Level::info);
   cluster::ConductorOptions options{.model = folder.string(),
+                                    .shape = shape,
                                     .plan = plan,
                                     .device = flags.device,
                                     .activations = flags.activations,
@@ -147,6 +148,7 @@ nlohmann::json ranks_json(const cluster::Conductor& conductor) {
                     {"threads", rank.ready->threads},
                     {"weight_bytes", rank.ready->weight_bytes},
                     {"replicated_bytes", rank.ready->replicated_bytes},
+                    {"step_bytes", rank.ready->step_bytes},
                     {"cache_bytes", rank.status.cache_bytes},
                     {"resident_bytes", rank.status.resident_bytes},
                     {"peak_bytes", rank.status.peak_bytes}});

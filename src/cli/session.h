@@ -41,9 +41,10 @@ parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& c
 // The plan as a table: which rank holds what.
 std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config);
 
-// Starts the workers and loads the model, with a progress bar.
+// Starts the workers and loads the model, with a progress bar; with `shape`, a config.json, random weights of
+// it in place of the folder's.
 std::unique_ptr<cluster::Conductor> start(const std::filesystem::path& folder, const parallel::Plan& plan,
-                                          const ClusterFlags& flags);
+                                          const ClusterFlags& flags, const nlohmann::json& shape = {});
 
 // Each rank's host, weights and memory now, as JSON and as a table.
 nlohmann::json ranks_json(const cluster::Conductor& conductor);

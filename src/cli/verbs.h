@@ -12,5 +12,6 @@ void add_run(CLI::App& program, int& exit_code);
 void add_serve(CLI::App& program, int& exit_code);
 void add_logits(CLI::App& program);
 void add_perplexity(CLI::App& program);
+void add_bench(CLI::App& program);
 
 }  // namespace tandem::cli

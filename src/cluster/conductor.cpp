@@ -250,6 +250,7 @@ std::vector<Start> starts(const ConductorOptions& options) {
     made.push_back({.rank = rank,
                     .plan = to_json(options.plan),
                     .model = options.model,
+                    .shape = options.shape,
                     .device = options.device,
                     .activations = options.activations,
                     .threads = options.threads,

@@ -17,7 +17,8 @@
 namespace tandem::cluster {
 
 struct ConductorOptions {
-  std::string model;  // a folder, the same on every machine
+  std::string model;     // a folder, the same on every machine
+  nlohmann::json shape;  // a config.json to make random weights for in place of `model`; null: none
   parallel::Plan plan;
   std::string device = "auto";
   std::string activations = "auto";

@@ -21,6 +21,7 @@ struct Start {
   int rank = 0;
   nlohmann::json plan;
   std::string model;                 // a folder on the worker's machine
+  nlohmann::json shape;              // a config.json to make random weights for in place of `model`, or null
   std::string device;                // auto, cpu or gpu
   std::string activations = "auto";  // auto or float32: kernels/linear.h, Activations
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
@@ -53,16 +54,20 @@ struct Progress {
 struct Ready {
   std::uint64_t weight_bytes = 0;
   std::uint64_t replicated_bytes = 0;  // of these, what every rank holds
+  std::uint64_t step_bytes = 0;        // of these, what the step of one token reads
   std::uint64_t resident_bytes = 0;
   std::string device;
   int threads = 1;
 };
 
-// Sent when a request has ended.
+// Sent when requests have ended.
 struct Status {
   std::uint64_t resident_bytes = 0;
   std::uint64_t peak_bytes = 0;
-  std::uint64_t cache_bytes = 0;
+  std::uint64_t cache_bytes = 0;  // with the ended requests' own
+  std::uint64_t ended = 0;        // requests, since the start
+  double step_s = 0;              // in steps, since the start
+  double link_s = 0;              // of these, in the steps' collectives
 };
 
 // The worker ends after it. `kind`: "input" (the user can mend it), "cluster" (another rank or a link is
@@ -72,13 +77,14 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, device, activations, threads,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, activations, threads,
                                    ranks_on_host, cores, loopback, verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, resident_bytes, device, threads)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Status, resident_bytes, peak_bytes, cache_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, step_bytes, resident_bytes, device,
+                                   threads)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Status, resident_bytes, peak_bytes, cache_bytes, ended, step_s, link_s)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Failed, kind, message)
 
 }  // namespace tandem::cluster

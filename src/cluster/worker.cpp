@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <thread>
 
 #include "base/bounded_queue.h"
@@ -25,6 +26,7 @@
 #include "models/llama.h"
 #include "parallel/broadcast.h"
 #include "weights/checkpoint.h"
+#include "weights/random_source.h"
 
 namespace tandem::cluster {
 namespace {
@@ -113,6 +115,13 @@ mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
   return parallel::join_tcp_group(listener, start.rank, endpoints, join.secret);
 }
 
+std::unique_ptr<weights::Source> open_weights(const Start& start, const models::ModelConfig& config) {
+  if (start.shape.is_null()) return std::make_unique<weights::Checkpoint>(start.model);
+  const bool bfloat16 = start.shape.value("torch_dtype", "") == "bfloat16";
+  return std::make_unique<weights::RandomSource>(bfloat16 ? mx::bfloat16 : mx::float16,
+                                                 config.quantisation ? config.quantisation->bits : 0);
+}
+
 engine::StepRunner load(ControlChannel& channel, const Start& start, const models::ModelConfig& config,
                         const parallel::Plan& plan, const mx::distributed::Group& group, mx::Device device) {
   const parallel::Stage& stage = plan.stages.front();
@@ -120,31 +129,60 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
   for (const auto& rank : stage.ranks) shares.push_back(rank.share);
   const auto shard = parallel::shard_of(config.sizes, shares, start.rank);
 
-  const weights::Checkpoint checkpoint(start.model);
-  const weights::ShardLoad load(checkpoint, models::llama_shard_rules(config), shard, stage.first_layer,
-                                stage.end_layer);
-  Progress progress{0, load.total_bytes()};
-  auto weights = load.run([&](std::uint64_t bytes) {
-    progress.read_bytes += bytes;
-    channel.send({{"progress", progress}});
-  });
+  const auto source = open_weights(start, config);
+  Progress progress;
+  const weights::ShardedWeights weights(*source, models::llama_shard_rules(config), shard, stage.first_layer,
+                                        stage.end_layer, [&](std::uint64_t bytes) {
+                                          progress.read_bytes += bytes;
+                                          channel.send({{"progress", progress}});
+                                        });
+  progress.total_bytes = weights.bytes();
+  auto model = models::make_llama(config, shard, weights);
   const bool gpu = device == mx::Device::gpu;
-  const mx::Dtype activations = gpu ? weights.at("model.norm.weight").dtype() : mx::float32;
-  Ready ready{weights.bytes(), weights.replicated_bytes(), 0, gpu ? "gpu" : "cpu", kernels::threads()};
-  engine::StepRunner runner(models::make_llama(config, shard, std::move(weights)), {group, activations});
-  ready.resident_bytes = hardware::process_memory().resident_bytes;
-  channel.send({{"ready", ready}});
-  return runner;
+  const mx::Dtype activations = gpu ? model.norm.dtype() : mx::float32;
+  channel.send({{"ready", Ready{.weight_bytes = weights.bytes(),
+                                .replicated_bytes = weights.replicated_bytes(),
+                                .step_bytes = models::step_bytes(model),
+                                .resident_bytes = hardware::process_memory().resident_bytes,
+                                .device = gpu ? "gpu" : "cpu",
+                                .threads = kernels::threads()}}});
+  return {std::move(model), {group, activations}};
 }
 
-void send_status(const ControlChannel& channel, const engine::StepRunner& runner) {
-  const auto memory = hardware::process_memory();
-  channel.send({{"status", Status{memory.resident_bytes, memory.peak_bytes, runner.cache_bytes()}}});
-}
+// The rank's model at work, and what it tells the conductor of it.
+class Work {
+ public:
+  Work(const ControlChannel& channel, engine::StepRunner runner, mx::distributed::Group group)
+      : channel_(channel), runner_(std::move(runner)), group_(std::move(group)) {}
+
+  const mx::distributed::Group& group() const { return group_; }
+
+  std::vector<float> run(const engine::StepPlan& plan) {
+    if (!plan.released_slots.empty()) report(plan.released_slots.size());
+    const double start = now_s();
+    auto rows = runner_.run(plan);
+    status_.step_s += now_s() - start;
+    return rows;
+  }
+
+ private:
+  void report(std::size_t ended) {
+    const auto memory = hardware::process_memory();
+    status_.resident_bytes = memory.resident_bytes;
+    status_.peak_bytes = memory.peak_bytes;
+    status_.cache_bytes = runner_.cache_bytes();
+    status_.ended += ended;
+    channel_.send({{"status", status_}});
+  }
+
+  const ControlChannel& channel_;
+  engine::StepRunner runner_;
+  mx::distributed::Group group_;
+  Status status_;
+};
 
 // Rank 0: takes requests, decides each step, tells the others, sends the events up.
-void lead(ControlChannel& channel, engine::StepRunner& runner, const mx::distributed::Group& group,
-          engine::ServingLimits serving_limits) {
+void lead(ControlChannel& channel, Work& work, engine::ServingLimits serving_limits) {
   engine::Scheduler scheduler(serving_limits);
   const auto answer = [&](const std::vector<engine::Event>& events) {
     for (const auto& event : events) channel.send(engine::to_json(event));
@@ -156,20 +194,15 @@ void lead(ControlChannel& channel, engine::StepRunner& runner, const mx::distrib
       answer(scheduler.submit(engine::request_from_json(*message), now_s()));
     }
     const engine::StepPlan plan = scheduler.next(now_s());
-    parallel::broadcast(group, engine::encode(plan), 0);
-    auto rows = runner.run(plan);
-    if (!plan.released_slots.empty()) send_status(channel, runner);
+    parallel::broadcast(work.group(), engine::encode(plan), 0);
+    auto rows = work.run(plan);
     answer(scheduler.finish(plan, rows, now_s()));
   }
 }
 
 // Every other rank: does what rank 0 says.
-void follow(const ControlChannel& channel, engine::StepRunner& runner, const mx::distributed::Group& group) {
-  while (true) {
-    const auto plan = engine::decode(parallel::broadcast(group, {}, 0));
-    runner.run(plan);
-    if (!plan.released_slots.empty()) send_status(channel, runner);
-  }
+void follow(Work& work) {
+  while (true) work.run(engine::decode(parallel::broadcast(work.group(), {}, 0)));
 }
 
 // The cores that the worker keeps to and the threads that compute, before either MLX or we start any.
@@ -197,15 +230,16 @@ void serve(ControlChannel& channel) {
                                                           : kernels::Activations::automatic);
   mx::set_default_device(device);
   const auto plan = parallel::plan_from_json(start.plan);
-  const models::ModelConfig config = models::load_config(start.model);
+  const models::ModelConfig config =
+      start.shape.is_null() ? models::load_config(start.model) : models::parse_config(start.shape);
   parallel::validate(plan, config.divisible());
   const auto group = join_group(channel, start);
-  auto runner = load(channel, start, config, plan, group, device);
+  Work work(channel, load(channel, start, config, plan, group, device), group);
   channel.expect<json>("go");
   if (start.rank == 0) {
-    lead(channel, runner, group, {config.sizes.vocabulary, config.context});
+    lead(channel, work, {config.sizes.vocabulary, config.context});
   } else {
-    follow(channel, runner, group);
+    follow(work);
   }
 }
 

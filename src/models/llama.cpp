@@ -56,7 +56,7 @@ const std::vector<Row>& shard_table() {
 // A family's weights as they are taken over.
 struct Source {
   const ModelConfig& config;
-  weights::ShardedWeights& weights;
+  const weights::ShardedWeights& weights;
 };
 
 // A norm's weight or a bias, in the dtype it is used in.
@@ -164,7 +164,8 @@ std::vector<ShardRule> llama_shard_rules(const ModelConfig& config) {
   return rules;
 }
 
-Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weights::ShardedWeights weights) {
+Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
+                 const weights::ShardedWeights& weights) {
   const Source source{config, weights};
   Llama model{
       .config = config,
@@ -185,6 +186,21 @@ Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weight
   model.output.parts = shard.vocabulary_sizes;
   for (int layer = 0; layer < config.layers; ++layer) model.layers.push_back(make_layer(source, layer));
   return model;
+}
+
+std::size_t step_bytes(const Llama& model) {
+  std::size_t sum = model.norm.nbytes() + model.output.weight.bytes();
+  const auto add = [&](const std::optional<mx::array>& array) { sum += array ? array->nbytes() : 0; };
+  for (const auto& w : model.layers) {
+    for (const auto* matrix : {&w.query, &w.key, &w.value, &w.attention_output, &w.gate, &w.up, &w.down}) {
+      sum += matrix->weight.bytes();
+      add(matrix->bias);
+    }
+    for (const auto& norm :
+         {std::optional(w.attention_norm), w.query_norm, w.key_norm, std::optional(w.ffn_norm)})
+      add(norm);
+  }
+  return sum;
 }
 
 mx::array forward(const Llama& model, const mx::array& ids, KvCache& cache, const Context& context) {

@@ -37,7 +37,11 @@ struct Llama {
 std::vector<weights::ShardRule> llama_shard_rules(const ModelConfig& config);
 
 // Takes the weights over, packed for the CPU where that computes.
-Llama make_llama(const ModelConfig& config, const parallel::Shard& shard, weights::ShardedWeights weights);
+Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
+                 const weights::ShardedWeights& weights);
+
+// Bytes of the weights that one token's step reads: all but the rows of a separate embedding.
+std::size_t step_bytes(const Llama& model);
 
 // ids [T] that follow what the cache holds → hidden states [T, hidden] after the final norm.
 mlx::core::array forward(const Llama& model, const mlx::core::array& ids, KvCache& cache,

@@ -84,47 +84,33 @@ const Checkpoint::Place& Checkpoint::place(const std::string& name) const {
   return found->second;
 }
 
-std::uint64_t Checkpoint::slice_bytes(const std::string& name, int axis, parallel::Range part) const {
-  const TensorInfo& info = *place(name).tensor;
+std::uint64_t Checkpoint::bytes(const Slice& slice) const {
+  const TensorInfo& info = *place(slice.name).tensor;
   const std::uint64_t all = info.end - info.begin;
+  const int axis = slice.axis;
   if (axis < 0 || axis >= static_cast<int>(info.shape.size()) || info.shape[axis] == 0) return all;
-  return all / static_cast<std::uint64_t>(info.shape[axis]) * static_cast<std::uint64_t>(part.size());
+  return all / static_cast<std::uint64_t>(info.shape[axis]) * static_cast<std::uint64_t>(slice.part.size());
 }
 
-mx::array Checkpoint::read(const std::string& name, const std::vector<int>& expected, int axis,
-                           parallel::Range part, const OnBytes& on_bytes, bool codes) const {
-  const auto& [file, info] = place(name);
-  if (!std::equal(expected.begin(), expected.end(), info->shape.begin(), info->shape.end())) {
+mx::array Checkpoint::read(const Slice& slice, const OnBytes& on_bytes) const {
+  const auto& [file, info] = place(slice.name);
+  if (!std::equal(slice.shape.begin(), slice.shape.end(), info->shape.begin(), info->shape.end())) {
     throw InputError(fmt::format("{}: tensor \"{}\" has shape [{}], but config.json makes it [{}]",
-                                 file->path().string(), name, fmt::join(info->shape, ", "),
-                                 fmt::join(expected, ", ")));
+                                 file->path().string(), slice.name, fmt::join(info->shape, ", "),
+                                 fmt::join(slice.shape, ", ")));
   }
-  const mx::Dtype dtype = to_mlx(name, info->dtype, codes);
+  const mx::Dtype dtype = to_mlx(slice.name, info->dtype, slice.codes);
+  const std::uint64_t size = mx::size_of(dtype);
+  const Pieces pieces = pieces_of(slice);
+  const std::uint64_t run_bytes = pieces.run * size;
 
-  // The slice as `runs` pieces of `run_bytes`, `stride_bytes` apart in the file.
-  mx::Shape shape(expected.begin(), expected.end());
-  std::uint64_t runs = 1, run_bytes = info->end - info->begin, stride_bytes = 0, first = info->begin;
-  if (axis >= 0) {
-    std::uint64_t inner = mx::size_of(dtype);
-    for (std::size_t i = axis + 1; i < expected.size(); ++i) inner *= static_cast<std::uint64_t>(expected[i]);
-    for (int i = 0; i < axis; ++i) runs *= static_cast<std::uint64_t>(expected[i]);
-    stride_bytes = inner * static_cast<std::uint64_t>(expected[axis]);
-    run_bytes = inner * static_cast<std::uint64_t>(part.size());
-    first += inner * static_cast<std::uint64_t>(part.begin);
-    shape[axis] = part.size();
-    if (run_bytes == stride_bytes) {
-      run_bytes *= runs;
-      runs = 1;
-    }
-  }
-
-  mx::array slice(mx::allocator::malloc(runs * run_bytes), shape, dtype);
-  char* target = slice.data<char>();
+  mx::array made(mx::allocator::malloc(pieces.runs * run_bytes), slice.part_shape(), dtype);
+  char* target = made.data<char>();
   std::uint64_t unreported = 0;
-  for (std::uint64_t run = 0; run < runs; ++run) {
+  for (std::uint64_t run = 0; run < pieces.runs; ++run) {
     for (std::uint64_t done = 0; done < run_bytes;) {
       const auto bytes = std::min<std::uint64_t>(run_bytes - done, limits::read_chunk_bytes);
-      file->read(first + run * stride_bytes + done, bytes, target);
+      file->read(info->begin + (pieces.first + run * pieces.stride) * size + done, bytes, target);
       target += bytes;
       done += bytes;
       unreported += bytes;
@@ -135,7 +121,7 @@ mx::array Checkpoint::read(const std::string& name, const std::vector<int>& expe
     }
   }
   on_bytes(unreported);
-  return slice;
+  return made;
 }
 
 }  // namespace tandem::weights

@@ -2,38 +2,26 @@
 // names.
 #pragma once
 
-#include <mlx/array.h>
-
-#include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <string>
-#include <vector>
 
-#include "parallel/shard.h"
 #include "weights/safetensors.h"
+#include "weights/source.h"
 
 namespace tandem::weights {
 
-// Called with the bytes just read.
-using OnBytes = std::function<void(std::uint64_t bytes)>;
-
-class Checkpoint {
+class Checkpoint : public Source {
  public:
   // Opens every file and reads the headers. InputError names what is missing or damaged.
   explicit Checkpoint(const std::filesystem::path& folder);
 
   bool has(const std::string& name) const { return where_.contains(name); }
 
-  // The slice `part` of `axis` (the whole tensor where axis is -1) as an array in the file's dtype. Reads
-  // just these bytes. InputError where the tensor is missing, its shape is not `expected` (of the whole
-  // tensor), or its dtype is not F32, F16 or BF16, or, of `codes`, not U32.
-  mlx::core::array read(const std::string& name, const std::vector<int>& expected, int axis,
-                        parallel::Range part, const OnBytes& on_bytes, bool codes = false) const;
-
-  // The bytes that such a read takes.
-  std::uint64_t slice_bytes(const std::string& name, int axis, parallel::Range part) const;
+  std::uint64_t bytes(const Slice& slice) const override;
+  // In the file's dtype. Reads just the slice's bytes. InputError where the tensor is missing, the whole one
+  // has another shape, or its dtype is not F32, F16 or BF16, or, of codes, not U32.
+  mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const override;
 
  private:
   struct Place {

@@ -1,15 +1,13 @@
 // A family's shard table, and the loading of one rank's slices by it.
 #pragma once
 
-#include <mlx/array.h>
-
 #include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "parallel/shard.h"
-#include "weights/checkpoint.h"
+#include "weights/source.h"
 
 namespace tandem::weights {
 
@@ -29,47 +27,29 @@ struct ShardRule {
 // NAME.biases.
 std::vector<ShardRule> quantised_rules(const ShardRule& rule, int bits, int group);
 
-// One rank's slices by name.
+// One rank's tensors by name, each read when it is taken: a model packs one before it takes the next, so that
+// no second copy of the model is held.
 class ShardedWeights {
  public:
-  // Asserted to be there: load_shard() has checked.
-  const mlx::core::array& at(const std::string& name) const { return tensors_.at(name); }
-  bool has(const std::string& name) const { return tensors_.contains(name); }
-  // Hands the tensor over: once its taker has it in a form of its own, its memory is free again.
-  mlx::core::array take(const std::string& name) { return std::move(tensors_.extract(name).mapped()); }
-  // Bytes held, and the part of them that every rank holds too.
+  // The tensors of `rules` for layers [first_layer, end_layer); `source` outlives this. InputError where one
+  // is missing.
+  ShardedWeights(
+      const Source& source, const std::vector<ShardRule>& rules, const parallel::Shard& shard,
+      int first_layer, int end_layer, OnBytes on_bytes = [](std::uint64_t) {});
+
+  bool has(const std::string& name) const { return slices_.contains(name); }
+  // Reads the tensor. Asserted to be one of the rules'. InputError as Source::read().
+  mlx::core::array take(const std::string& name) const { return source_.read(slices_.at(name), on_bytes_); }
+  // Bytes of all, and the part of them that every rank holds too.
   std::uint64_t bytes() const { return bytes_; }
   std::uint64_t replicated_bytes() const { return replicated_bytes_; }
 
  private:
-  friend class ShardLoad;
-  std::map<std::string, mlx::core::array> tensors_;
+  const Source& source_;
+  OnBytes on_bytes_;
+  std::map<std::string, Slice> slices_;
   std::uint64_t bytes_ = 0;
   std::uint64_t replicated_bytes_ = 0;
-};
-
-// What one rank is to read; made before anything is read, so that the total is known.
-class ShardLoad {
- public:
-  // The tensors of `rules` for layers [first_layer, end_layer). InputError where one is missing.
-  ShardLoad(const Checkpoint& checkpoint, const std::vector<ShardRule>& rules, const parallel::Shard& shard,
-            int first_layer, int end_layer);
-
-  std::uint64_t total_bytes() const { return total_bytes_; }
-  ShardedWeights run(const OnBytes& on_bytes) const;
-
- private:
-  struct Item {
-    std::string name;
-    const ShardRule* rule;
-  };
-  parallel::Range part(const ShardRule& rule) const;
-
-  const Checkpoint& checkpoint_;
-  std::vector<ShardRule> rules_;
-  parallel::Shard shard_;
-  std::vector<Item> items_;
-  std::uint64_t total_bytes_ = 0;
 };
 
 }  // namespace tandem::weights

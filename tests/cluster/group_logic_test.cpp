@@ -98,7 +98,7 @@ TEST(GroupLogicTest, AllListenThenJoinThenGo) {
   actions = group.happens(Line{0, engine::to_json(engine::Event(engine::TokenEvent{4, 9}))});
   ASSERT_EQ(actions.size(), 1u);
   EXPECT_EQ(std::get<engine::TokenEvent>(std::get<Deliver>(actions[0]).event).token, 9);
-  EXPECT_TRUE(group.happens(Line{2, {{"status", Status{7, 8, 9}}}}).empty());
+  EXPECT_TRUE(group.happens(Line{2, {{"status", Status{7, 8, 9, 1, 0.5, 0.25}}}}).empty());
   EXPECT_EQ(group.state.ranks[2].status.cache_bytes, 9u);
 }
 

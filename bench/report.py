@@ -1,0 +1,46 @@
+"""Rows of a benchmark: what was measured, what it must reach, and whether it does."""
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass
+class Row:
+    name: str
+    measured: float | None
+    bar: str  # ">= 1.25", "<= 0.9"; empty: none, the figure stands for itself
+    unit: str
+    holds: bool | None  # None where there is no bar
+    command: str
+
+
+def row(name, measured, bar, unit, command):
+    """The Row, with `holds` worked out from the bar."""
+    return Row(name, measured, bar, unit, reaches(measured, bar), command)
+
+
+def reaches(measured, bar):
+    if not bar or measured is None:
+        return None
+    sign, number = bar.split()
+    return measured >= float(number) if sign == ">=" else measured <= float(number)
+
+
+def write(name, rows):
+    """build/bench/NAME.json, and the rows as an aligned table on stdout."""
+    folder = ROOT / "build/bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps([dataclasses.asdict(one) for one in rows], indent=1) + "\n")
+    cells = [["measure", "measured", "bar", "unit", "holds"]]
+    for one in rows:
+        holds = "" if one.holds is None else "yes" if one.holds else "NO"
+        measured = "-" if one.measured is None else f"{one.measured:.4g}"
+        cells.append([one.name, measured, one.bar, one.unit, holds])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    print(f"written to {file.relative_to(ROOT)}", file=sys.stderr)

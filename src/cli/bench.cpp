@@ -1,0 +1,195 @@
+// `tandem bench`: prefill and decode apart, as llama-bench measures them.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+#include <thread>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/limits.h"
+#include "cli/answer.h"
+#include "cli/bench_figures.h"
+#include "cli/session.h"
+#include "cli/terminal.h"
+#include "cli/verbs.h"
+
+namespace tandem::cli {
+namespace {
+
+struct BenchFlags {
+  std::string model;
+  std::string shape;
+  std::string bits = "16";
+  int group = 64;
+  int prompt = 512;
+  int generate = 128;
+  int batch = 1;
+  int repeat = 5;
+  bool json = false;
+  ClusterFlags cluster;
+};
+
+// The model as the flags name it.
+struct Subject {
+  std::string name, weights;
+  std::filesystem::path folder;
+  nlohmann::json shape;
+  models::ModelConfig config;
+};
+
+Subject random_subject(const BenchFlags& flags) {
+  Subject subject{std::filesystem::path(flags.shape).stem().string()};
+  const bool quantised = flags.bits == "4" || flags.bits == "8";
+  subject.weights =
+      fmt::format("random, {}", flags.bits == "bf16" ? "bf16"
+                                : quantised ? fmt::format("{} bit, groups of {}", flags.bits, flags.group)
+                                            : "f16");
+  subject.shape = config_with_bits(read_json_file(flags.shape), flags.bits, flags.group);
+  try {
+    subject.config = models::parse_config(subject.shape);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", flags.shape, error.what()));
+  }
+  return subject;
+}
+
+Subject find_subject(const BenchFlags& flags) {
+  if (!flags.shape.empty()) return random_subject(flags);
+  const auto folder = find_model(flags.model);
+  return {short_name(flags.model), "", folder, {}, models::load_config(folder)};
+}
+
+// One model under measurement.
+class Bench {
+ public:
+  Bench(cluster::Conductor& conductor, const models::ModelConfig& config)
+      : conductor_(conductor), vocabulary_(config.sizes.vocabulary) {}
+
+  // The prompt's tokens, then one more.
+  void prefill(int tokens, Phase& phase) {
+    const auto done = ask(tokens, 1, phase);
+    phase.tokens = tokens;
+    phase.seconds.push_back(done.prefill_s);
+  }
+
+  // From the first token's on, as many as `tokens`; their context starts empty.
+  void decode(int tokens, Phase& phase) {
+    const auto done = ask(1, tokens + 1, phase);
+    phase.tokens = tokens;
+    phase.seconds.push_back(done.decode_s);
+  }
+
+ private:
+  engine::DoneEvent ask(int prompt, int generate, Phase& phase) {
+    engine::GenerateRequest request{.max_tokens = generate};  // without end ids: none ends it
+    request.sampling.temperature = 0;
+    for (int i = 0; i < prompt; ++i)
+      request.prompt.push_back(static_cast<int>(random_() % static_cast<unsigned>(vocabulary_)));
+    const auto before = times_;
+    const auto done = generate_ids(conductor_, std::move(request), [](int) {});
+    ++ended_;
+    times_ = wait_for_times();
+    phase.wall_s += done.prefill_s + done.decode_s;
+    phase.ranks.resize(times_.size());
+    for (std::size_t i = 0; i < times_.size(); ++i) {
+      const StepTime first = i < before.size() ? before[i] : StepTime{};
+      phase.ranks[i].step_s += times_[i].step_s - first.step_s;
+      phase.ranks[i].link_s += times_[i].link_s - first.link_s;
+    }
+    return done;
+  }
+
+  // The ranks' times, once each has told them for the request that has just ended.
+  std::vector<StepTime> wait_for_times() const {
+    const auto deadline = std::chrono::steady_clock::now() + limits::worker_status;
+    while (true) {
+      std::vector<StepTime> times;
+      const auto ranks = conductor_.ranks();
+      for (const auto& rank : ranks) {
+        if (rank.status.ended < ended_) break;
+        times.push_back({rank.status.step_s, rank.status.link_s});
+      }
+      if (times.size() == ranks.size()) return times;
+      if (std::chrono::steady_clock::now() > deadline) {
+        throw ClusterError(fmt::format("rank {} does not tell what it did", times.size()));
+      }
+      std::this_thread::sleep_for(limits::worker_status_poll);
+    }
+  }
+
+  cluster::Conductor& conductor_;
+  int vocabulary_;
+  std::mt19937 random_{1};
+  std::uint64_t ended_ = 0;
+  std::vector<StepTime> times_;
+};
+
+void check(const BenchFlags& flags) {
+  if (flags.model.empty() == flags.shape.empty()) {
+    throw InputError("give MODEL, or --shape FILE.json for random weights: one of the two");
+  }
+  if (flags.batch != 1) {
+    throw InputError(
+        fmt::format("--batch {}: this version computes one sequence at a time; give --batch 1", flags.batch));
+  }
+  if (flags.prompt == 0 && flags.generate == 0) {
+    throw InputError("--prompt 0 and --generate 0 leave nothing to measure");
+  }
+}
+
+void run(const BenchFlags& flags) {
+  check(flags);
+  const Subject subject = find_subject(flags);
+  const auto plan = make_plan(flags.cluster, subject.config);
+  const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape);
+  Bench bench(*conductor, subject.config);
+  Phase warm_up;
+  if (flags.prompt > 0) bench.prefill(std::min(flags.prompt, limits::prefill_chunk_tokens), warm_up);
+  if (flags.generate > 0) bench.decode(1, warm_up);
+  const int ranks = plan.world_size();
+  BenchFigures figures{subject.name, subject.weights, fmt::format("{} rank{}", ranks, ranks > 1 ? "s" : ""),
+                       flags.repeat};
+  for (int i = 0; i < flags.repeat; ++i) {
+    if (flags.prompt > 0) bench.prefill(flags.prompt, figures.prefill);
+    if (flags.generate > 0) bench.decode(flags.generate, figures.decode);
+    fmt::print(stderr, "{}\n", dim(fmt::format("repeat {} of {}", i + 1, flags.repeat)));
+  }
+  figures.ranks = conductor->ranks();
+  print_result(flags.json ? to_json(figures, ranks_json(*conductor)).dump() + '\n' : describe(figures));
+}
+
+}  // namespace
+
+void add_bench(CLI::App& program) {
+  auto* verb = program.add_subcommand("bench", "Measure prefill and decode, as llama-bench does");
+  auto flags = std::make_shared<BenchFlags>();
+  verb->add_option("MODEL", flags->model,
+                   "A folder (no tokenizer needed), or a name in the local Hugging Face cache");
+  verb->add_option("--shape", flags->shape,
+                   "In place of MODEL: a config.json, for which random weights are made in memory");
+  verb->add_option("--bits", flags->bits, "Of the weights of --shape: MLX's affine 4 or 8, 16 (f16) or bf16")
+      ->check(CLI::IsMember({"4", "8", "16", "bf16"}))
+      ->capture_default_str();
+  verb->add_option("--group", flags->group, "Inputs that share a scale, for --bits 4 and 8")
+      ->check(CLI::IsMember({32, 64, 128}))
+      ->capture_default_str();
+  verb->add_option("--prompt", flags->prompt, "Random tokens to prefill; 0: no prefill")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  verb->add_option("--generate", flags->generate, "Tokens to decode after a prompt of one; 0: no decode")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  verb->add_option("--batch", flags->batch, "Sequences at a time; this version computes one")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  verb->add_option("--repeat", flags->repeat, "Times to measure, after a warm-up that does not count")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  verb->add_flag("--json", flags->json, "One JSON object with every figure");
+  add_cluster_flags(*verb, flags->cluster);
+  verb->callback([flags] { run(*flags); });
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,28 @@
+// Random weights of any size, made as they are asked for: to measure a model without its files.
+#pragma once
+
+#include <memory>
+
+#include "weights/source.h"
+
+namespace tandem::weights {
+
+// Numbers are cheap rather than good: a fixed block of some ten thousand repeats through each tensor, from an
+// offset that depends on its name. So a slice has the same numbers on any split. Matrices have mean 0 and
+// deviation 0.02; norms are 1, biases 0.
+class RandomSource : public Source {
+ public:
+  // Matrices, or the scales of quantised ones, in `dtype`: float16, bfloat16 or float32. `bits` of quantised
+  // values, 4 or 8; 0: none.
+  RandomSource(mlx::core::Dtype dtype, int bits);
+
+  std::uint64_t bytes(const Slice& slice) const override;
+  mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const override;
+
+ private:
+  mlx::core::Dtype dtype_;
+  int bits_;
+  mlx::core::array values_, codes_;  // the blocks
+};
+
+}  // namespace tandem::weights

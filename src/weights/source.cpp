@@ -1,0 +1,23 @@
+#include "weights/source.h"
+
+namespace tandem::weights {
+
+mlx::core::Shape Slice::part_shape() const {
+  mlx::core::Shape result(shape.begin(), shape.end());
+  if (axis >= 0) result[axis] = part.size();
+  return result;
+}
+
+Pieces pieces_of(const Slice& slice) {
+  const auto extent = [&](int axis) { return static_cast<std::uint64_t>(slice.shape[axis]); };
+  std::uint64_t outer = 1, inner = 1;
+  for (int i = 0; i < slice.axis; ++i) outer *= extent(i);
+  for (int i = slice.axis + 1; i < static_cast<int>(slice.shape.size()); ++i) inner *= extent(i);
+  if (slice.axis < 0) return {0, inner, inner, 1};
+  Pieces pieces{static_cast<std::uint64_t>(slice.part.begin) * inner,
+                static_cast<std::uint64_t>(slice.part.size()) * inner, extent(slice.axis) * inner, outer};
+  if (pieces.run == pieces.stride) pieces = {pieces.first, pieces.run * outer, pieces.stride * outer, 1};
+  return pieces;
+}
+
+}  // namespace tandem::weights

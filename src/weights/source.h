@@ -1,0 +1,45 @@
+// Where a model's tensors come from, slice by slice: a folder (checkpoint.h) or random numbers
+// (random_source.h).
+#pragma once
+
+#include <mlx/array.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "parallel/shard.h"
+
+namespace tandem::weights {
+
+// A tensor, or a part of it.
+struct Slice {
+  std::string name;
+  std::vector<int> shape;  // of the whole tensor
+  int axis = -1;           // that is cut; -1: the whole tensor
+  parallel::Range part;    // of that axis
+  bool codes = false;      // quantised values: uint32
+
+  mlx::core::Shape part_shape() const;
+};
+
+// A slice as it lies in its row-major tensor: `runs` pieces of `run` elements, `stride` apart, from `first`.
+struct Pieces {
+  std::uint64_t first = 0, run = 0, stride = 0, runs = 1;
+};
+Pieces pieces_of(const Slice& slice);
+
+// Called with the bytes just read.
+using OnBytes = std::function<void(std::uint64_t bytes)>;
+
+class Source {
+ public:
+  virtual ~Source() = default;
+  // The bytes that reading the slice takes. InputError where there is no such tensor.
+  virtual std::uint64_t bytes(const Slice& slice) const = 0;
+  // The slice, in the source's dtype. InputError names the tensor that is not as asked for.
+  virtual mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const = 0;
+};
+
+}  // namespace tandem::weights

@@ -1,0 +1,101 @@
+"""`tandem bench` of a model folder and of random weights of a shape."""
+import json
+
+import pytest
+from conftest import DEMO_MODEL, ROOT, run_tandem
+
+TINY = {"model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 256, "vocab_size": 320, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 256}
+MATRIX_ELEMENTS = 2 * (128 * 128 * 2 + 128 * 64 * 2 + 128 * 256 * 3) + 320 * 128  # those that a step reads
+NORM_ELEMENTS = 5 * 128
+
+
+@pytest.fixture
+def shape(tmp_path):
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(TINY))
+    return file
+
+
+def bench(*args):
+    done = run_tandem("bench", *args, "--prompt", 20, "--generate", 5, "--repeat", 3, "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr.decode().count("repeat") == 3
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_json_of_the_demo_model(ranks):
+    result = bench(DEMO_MODEL, "--ranks", ranks, "--threads", 1)
+    assert result["model"] == "demo-model" and len(result["ranks"]) == ranks
+    for phase in ("prefill", "decode"):
+        speed = result[phase]["tokens_per_s"]
+        assert 0 < speed["least"] <= speed["median"] <= speed["most"]
+        assert len(result[phase]["repeats_s"]) == 3
+        for rank in result["ranks"]:
+            shares = rank[phase]
+            assert all(0 <= shares[part] <= 1.05 for part in ("compute", "link", "rest"))
+            assert sum(shares[part] for part in ("compute", "link", "rest")) == pytest.approx(1, abs=0.05)
+            assert shares["link"] == 0 or ranks > 1
+    for rank in result["ranks"]:
+        assert rank["threads"] == 1
+        assert 0 < rank["step_bytes"] and 0 < rank["cache_bytes"] < rank["resident_bytes"] <= rank["peak_bytes"]
+    read = result["decode"]["tokens_per_s"]["median"] * sum(rank["step_bytes"] for rank in result["ranks"])
+    assert result["decode"]["read_bytes_per_s"] == pytest.approx(read)
+
+
+@pytest.mark.parametrize("bits, bits_a_weight", [("16", 16), ("bf16", 16), ("8", 8.5), ("4", 4.5)])
+def test_random_weights_of_a_shape(shape, bits, bits_a_weight):
+    result = bench("--shape", shape, "--bits", bits)
+    assert result["model"] == "tiny"
+    rank = result["ranks"][0]
+    assert rank["step_bytes"] == MATRIX_ELEMENTS * bits_a_weight / 8 + NORM_ELEMENTS * 2
+    embedding_bytes = 320 * 128 * bits_a_weight / 8
+    assert rank["weight_bytes"] == rank["step_bytes"] + embedding_bytes
+
+
+def test_ranks_share_random_weights(shape):
+    alone = bench("--shape", shape, "--bits", 4)["ranks"][0]
+    parts = bench("--shape", shape, "--bits", 4, "--ranks", 2)["ranks"]
+    assert sum(part["weight_bytes"] for part in parts) == alone["weight_bytes"] + alone["replicated_bytes"]
+
+
+def test_group_changes_the_scales(shape):
+    per_weight = {group: bench("--shape", shape, "--bits", 4, "--group", group)["ranks"][0]["weight_bytes"]
+                  for group in (32, 64, 128)}
+    assert per_weight[32] > per_weight[64] > per_weight[128]
+
+
+def test_table_with_units():
+    done = run_tandem("bench", DEMO_MODEL, "--prompt", 8, "--generate", 2, "--repeat", 1)
+    out = done.stdout.decode()
+    for word in ("prefill", "decode", "tokens/s", "least..most", "GB/s", "weights", "cache", "compute", "link", "%"):
+        assert word in out, out
+    alone = run_tandem("bench", DEMO_MODEL, "--prompt", 0, "--generate", 2, "--repeat", 1).stdout.decode()
+    assert "decode" in alone and "prefill" not in alone
+
+
+WRONG = {
+    "nothing": ([], ["MODEL", "--shape"]),
+    "both": ([DEMO_MODEL, "--shape", ROOT / "bench/shapes/1b.json"], ["one of the two"]),
+    "many sequences": ([DEMO_MODEL, "--batch", 4], ["--batch 4", "--batch 1"]),
+    "nothing to measure": ([DEMO_MODEL, "--prompt", 0, "--generate", 0], ["--prompt 0"]),
+    "unknown bits": (["--shape", ROOT / "bench/shapes/1b.json", "--bits", 3], ["--bits", "bf16"]),
+    "unknown group": (["--shape", ROOT / "bench/shapes/1b.json", "--group", 48], ["--group", "64"]),
+    "missing shape": (["--shape", "/no/shape.json"], ["/no/shape.json"]),
+    "shape of another family": (["--shape", DEMO_MODEL / "generation_config.json"], ["model_type"]),
+    "longer than the context": ([DEMO_MODEL, "--prompt", 5000], ["5000 tokens", "context"]),
+    "no repeats": ([DEMO_MODEL, "--repeat", 0], ["--repeat"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_flags(name):
+    args, words = WRONG[name]
+    done = run_tandem("bench", *args)
+    message = done.stderr.decode()
+    assert done.returncode == 2, message
+    assert done.stdout == b""
+    for word in words:
+        assert word in message
