@@ -26,9 +26,13 @@ void parallel_rows(std::int64_t rows, std::int64_t size, const std::function<voi
 
 // Inputs: weight, x and perhaps what is added to it first. Outputs: the norm, then the sum, if there is one.
 std::vector<mx::array> rms_norm_by_mlx(const std::vector<mx::array>& in, float eps, mx::Stream s) {
-  if (in.size() == 2) return {mx::fast::rms_norm(in[1], in[0], eps, s)};
+  const auto norm = [&](const mx::array& x) {
+    const mx::array rows = mx::reshape(x, {-1, static_cast<int>(in[0].size())}, s);
+    return mx::reshape(mx::fast::rms_norm(rows, in[0], eps, s), x.shape(), s);
+  };
+  if (in.size() == 2) return {norm(in[1])};
   const mx::array sum = mx::add(in[1], in[2], s);
-  return {mx::fast::rms_norm(sum, in[0], eps, s), sum};
+  return {norm(sum), sum};
 }
 
 class RmsNorm : public ReferencedPrimitive {

@@ -11,7 +11,8 @@ namespace tandem::kernels {
 // On a CPU stream inputs become float32 and so are the results; on a GPU stream the dtype stays. Each has its
 // gradients by every input.
 
-// x [..., n] / sqrt(mean(x²) + eps) * weight [n] (Zhang and Sennrich, arXiv:1910.07467).
+// x [..., k * n], each n of it by itself: x / sqrt(mean(x²) + eps) * weight [n] (Zhang and Sennrich,
+// arXiv:1910.07467).
 mlx::core::array rms_norm(const mlx::core::array& x, const mlx::core::array& weight, float eps,
                           mlx::core::StreamOrDevice s = {});
 

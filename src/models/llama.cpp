@@ -60,7 +60,7 @@ struct Source {
 };
 
 // A norm's weight or a bias, in the dtype it is used in.
-mx::array take_vector(weights::ShardedWeights& weights, const std::string& name) {
+mx::array take_vector(const weights::ShardedWeights& weights, const std::string& name) {
   mx::array vector = weights.take(name);
   if (mx::default_device() == mx::Device::cpu) vector = mx::astype(vector, mx::float32);
   mx::eval(vector);
@@ -119,20 +119,14 @@ struct Pass {
   KvCache& cache;
 };
 
-// The norm of each head of x [T, heads * D].
-mx::array norm_heads(const mx::array& x, const mx::array& weight, float eps) {
-  const mx::array heads = mx::reshape(x, {x.shape(0), -1, weight.shape(0)});
-  return mx::reshape(kernels::rms_norm(heads, weight, eps), x.shape());
-}
-
 // This rank's part of the attention's output.
 mx::array attend(const Llama& model, int layer, const mx::array& x, Pass& pass) {
   const LlamaLayer& w = model.layers[layer];
   const int head_dim = model.config.sizes.head_dim;
   const auto projected = products(x, {&w.query, &w.key, &w.value});
   mx::array q = projected[0], k = projected[1];  // [T, Hq * D], [T, Hkv * D]
-  if (w.query_norm) q = norm_heads(q, *w.query_norm, model.config.rms_norm_eps);
-  if (w.key_norm) k = norm_heads(k, *w.key_norm, model.config.rms_norm_eps);
+  if (w.query_norm) q = kernels::rms_norm(q, *w.query_norm, model.config.rms_norm_eps);
+  if (w.key_norm) k = kernels::rms_norm(k, *w.key_norm, model.config.rms_norm_eps);
   const auto rotated = kernels::rotate({q, k}, pass.angles, head_dim);
   const kernels::AttentionHeads heads{model.kv_of_query, k.shape(1) / head_dim,
                                       1 / std::sqrt(static_cast<float>(head_dim)),

@@ -19,7 +19,7 @@ constexpr std::int64_t starting = limits::worker_start.count();
 Happening listening(int rank) {
   return Line{rank, {{"listening", Listening{"here", 100 + rank, {"127.0.0.1"}, 5000 + rank}}}};
 }
-Happening ready(int rank) { return Line{rank, {{"ready", Ready{10, 1, 1000, "cpu"}}}}; }
+Happening ready(int rank) { return Line{rank, {{"ready", Ready{10, 1, 9, 1000, "cpu", 1}}}}; }
 Happening failed(int rank, const char* kind, const char* message) {
   return Line{rank, {{"failed", Failed{kind, message}}}};
 }

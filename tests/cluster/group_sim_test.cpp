@@ -122,7 +122,7 @@ class Simulation {
       EXPECT_TRUE(joined_.insert(send.rank).second) << "joined twice";
       for (int i = 0; i < 3; ++i)
         at(below(300), Line{send.rank, {{"progress", Progress{static_cast<std::uint64_t>(i), 3}}}});
-      at(300 + below(700), Line{send.rank, {{"ready", Ready{1, 1, 1, "cpu"}}}});
+      at(300 + below(700), Line{send.rank, {{"ready", Ready{1, 1, 1, 1, "cpu", 1}}}});
     } else if (send.object.contains("go")) {
       EXPECT_EQ(ready_.size(), static_cast<std::size_t>(ranks_)) << "told to go before all were ready";
       EXPECT_TRUE(gone_.insert(send.rank).second) << "told to go twice";
