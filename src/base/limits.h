@@ -29,13 +29,14 @@ inline constexpr std::chrono::microseconds kernel_spin{2'000};  // of an idle th
 inline constexpr milliseconds connect{30'000};  // the whole mesh
 inline constexpr milliseconds connect_retry{50};
 inline constexpr std::size_t pending_connections = 64;
-inline constexpr std::chrono::microseconds spin{50};  // of a collective, before it sleeps in poll(2)
-inline constexpr milliseconds handshake{2'000};       // one connection's proof of the secret
-inline constexpr milliseconds collective{30'000};  // one collective; an idle group steps more often than this
+inline constexpr std::chrono::microseconds spin{2'000};  // of a collective, before it sleeps in poll(2)
+inline constexpr milliseconds handshake{2'000};          // one connection's proof of the secret
+inline constexpr milliseconds collective{30'000};        // a peer's silence while the model loads
+inline constexpr milliseconds step_collective{10'000};   // and in a step; an idle group steps more often
 inline constexpr std::size_t direct_reduce_bytes = 256u
-                                                   << 10;    // above it, three ranks and more reduce in parts
-inline constexpr std::size_t reduce_slice_bytes = 1u << 20;  // what a reduction receives of a peer at once
-inline constexpr std::size_t socket_call_bytes = 1u << 30;   // macOS takes no more than 2 GB a call
+                                                   << 10;  // above it, three ranks and more reduce in parts
+inline constexpr std::size_t reduce_slice_bytes = 256u << 10;  // what a reduction receives of a peer at once
+inline constexpr std::size_t socket_call_bytes = 1u << 30;     // macOS takes no more than 2 GB a call
 inline constexpr int splits_of_a_group = 16;
 inline constexpr std::size_t broadcast_bytes = 64u << 20;
 inline constexpr milliseconds idle_step{5'000};  // an idle rank 0 sends an empty step this often

@@ -49,6 +49,9 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
   verb.add_option("--device", flags.device, "Where each worker computes")
       ->check(CLI::IsMember({"auto", "cpu", "gpu"}))
       ->capture_default_str();
+  verb.add_option("--wire", flags.wire, "What sums over ranks are on their way as; bfloat16 halves the bytes")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
   verb.add_option("--activations", flags.activations,
                   "On CPU: auto rounds them to int8 for quantised weights and to bfloat16 for bfloat16 ones")
       ->check(CLI::IsMember({"auto", "float32"}))
@@ -119,6 +122,7 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
                                     .shape = shape,
                                     .plan = plan,
                                     .device = flags.device,
+                                    .wire = flags.wire,
                                     .activations = flags.activations,
                                     .threads = flags.threads,
                                     .cores = parse_pin(flags.pin, plan),

@@ -23,6 +23,7 @@ struct Start {
   std::string model;                 // a folder on the worker's machine
   nlohmann::json shape;              // a config.json to make random weights for in place of `model`, or null
   std::string device;                // auto, cpu or gpu
+  std::string wire = "float32";      // or bfloat16: parallel/tcp_group.h, Wire
   std::string activations = "auto";  // auto or float32: kernels/linear.h, Activations
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
   int ranks_on_host = 1;   // this one among them
@@ -77,8 +78,8 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, activations, threads,
-                                   ranks_on_host, cores, loopback, verbosity)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, wire, activations,
+                                   threads, ranks_on_host, cores, loopback, verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)

@@ -25,6 +25,7 @@
 #include "kernels/threads.h"
 #include "models/llama.h"
 #include "parallel/broadcast.h"
+#include "parallel/tcp_group.h"
 #include "weights/checkpoint.h"
 #include "weights/random_source.h"
 
@@ -112,7 +113,9 @@ mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
   const Join join = channel.expect<Join>("join");
   std::vector<parallel::Endpoint> endpoints;
   for (const auto& rank : join.ranks) endpoints.push_back(to_endpoint(rank));
-  return parallel::join_tcp_group(listener, start.rank, endpoints, join.secret);
+  return parallel::join_tcp_group(
+      listener, start.rank, endpoints, join.secret,
+      {.wire = start.wire == "bfloat16" ? parallel::Wire::bfloat16 : parallel::Wire::float32});
 }
 
 std::unique_ptr<weights::Source> open_weights(const Start& start, const models::ModelConfig& config) {
@@ -159,9 +162,10 @@ class Work {
 
   std::vector<float> run(const engine::StepPlan& plan) {
     if (!plan.released_slots.empty()) report(plan.released_slots.size());
-    const double start = now_s();
+    const double start = now_s(), link_start = parallel::link_use(group_).seconds;
     auto rows = runner_.run(plan);
     status_.step_s += now_s() - start;
+    status_.link_s += parallel::link_use(group_).seconds - link_start;
     return rows;
   }
 
@@ -236,6 +240,7 @@ void serve(ControlChannel& channel) {
   const auto group = join_group(channel, start);
   Work work(channel, load(channel, start, config, plan, group, device), group);
   channel.expect<json>("go");
+  parallel::set_timeout(group, limits::step_collective);
   if (start.rank == 0) {
     lead(channel, work, {config.sizes.vocabulary, config.context});
   } else {

@@ -48,7 +48,7 @@ T add(T a, T b) {
   }
 }
 
-template <typename T, typename Op>
+template <typename T, typename Out = T, typename Op>
 void reduce_typed(std::span<const char* const> parts, char* out, std::size_t count, Op op) {
   using Accumulator = decltype(widen(T{}));
   // Blocks stay in the first-level cache while the parts are added.
@@ -64,7 +64,7 @@ void reduce_typed(std::span<const char* const> parts, char* out, std::size_t cou
         for (std::size_t i = 0; i < size; ++i) sums[i] = op(sums[i], widen(values[i]));
       }
     }
-    T* target = reinterpret_cast<T*>(out) + first;
+    Out* target = reinterpret_cast<Out*>(out) + first;
     for (std::size_t i = 0; i < size; ++i) narrow(sums[i], target[i]);
   }
 }
@@ -116,6 +116,21 @@ void reduce(ReduceOp op, mx::Dtype dtype, std::span<const char* const> parts, ch
       break;
   }
   throw std::invalid_argument("a complex array cannot be reduced over ranks");
+}
+
+void sum_bfloat16(std::span<const char* const> parts, float* out, std::size_t count) {
+  reduce_typed<Bfloat16, float>(parts, reinterpret_cast<char*>(out), count,
+                                [](float a, float b) { return a + b; });
+}
+
+void narrow_to_bfloat16(const float* from, char* to, std::size_t count) {
+  auto* narrowed = reinterpret_cast<Bfloat16*>(to);
+  for (std::size_t i = 0; i < count; ++i) narrow(from[i], narrowed[i]);
+}
+
+void widen_bfloat16(const char* from, float* to, std::size_t count) {
+  const auto* narrowed = reinterpret_cast<const Bfloat16*>(from);
+  for (std::size_t i = 0; i < count; ++i) to[i] = widen(narrowed[i]);
 }
 
 }  // namespace tandem::parallel

@@ -16,4 +16,11 @@ enum class ReduceOp { sum, max, min };
 void reduce(ReduceOp op, mlx::core::Dtype dtype, std::span<const char* const> parts, char* out,
             std::size_t count);
 
+// The same of the sum of bfloat16 parts, kept in float32.
+void sum_bfloat16(std::span<const char* const> parts, float* out, std::size_t count);
+
+// To bfloat16, to nearest, ties to even, and back. `to` and `from` do not overlap.
+void narrow_to_bfloat16(const float* from, char* to, std::size_t count);
+void widen_bfloat16(const char* from, float* to, std::size_t count);
+
 }  // namespace tandem::parallel

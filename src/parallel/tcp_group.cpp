@@ -27,12 +27,22 @@ namespace {
 
 namespace mx = mlx::core;
 
+// Memory of a stream's thread, kept between calls: fresh memory would be paged in anew for each.
+enum class Scratch { received, narrowed };
+
+char* scratch_of(Scratch purpose, std::size_t bytes) {
+  thread_local std::array<std::vector<char>, 2> kept;
+  auto& memory = kept[static_cast<std::size_t>(purpose)];
+  if (memory.size() < bytes) memory.resize(bytes);
+  return memory.data();
+}
+
 // The members of a mesh that form a group, or a part of one.
 class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_shared_from_this<TcpGroup> {
  public:
   // `members`: the mesh's ranks in this group's order.
-  TcpGroup(std::shared_ptr<TcpMesh> mesh, std::vector<int> members, std::uint16_t channel)
-      : mesh_(std::move(mesh)), members_(std::move(members)), channel_(channel) {
+  TcpGroup(std::shared_ptr<TcpMesh> mesh, std::vector<int> members, std::uint16_t channel, Wire wire)
+      : mesh_(std::move(mesh)), members_(std::move(members)), channel_(channel), wire_(wire) {
     rank_ = static_cast<int>(std::find(members_.begin(), members_.end(), mesh_->rank()) - members_.begin());
   }
 
@@ -41,9 +51,11 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
   int size() override { return static_cast<int>(members_.size()); }
 
   std::shared_ptr<GroupImpl> split(int color, int key) override;
-  void check() const { mesh_->check(); }
+  TcpMesh& mesh() const { return *mesh_; }
 
   void all_sum(const mx::array& input, mx::array& output, mx::Stream stream) override {
+    if (wire_ == Wire::bfloat16 && input.dtype() == mx::float32)
+      return all_sum_narrowed(input, output, stream);
     all_reduce({FrameKind::all_sum, ReduceOp::sum, input.dtype()}, input, output, stream);
   }
   void all_max(const mx::array& input, mx::array& output, mx::Stream stream) override {
@@ -64,7 +76,15 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
     FrameKind kind;
     ReduceOp op;
     mx::Dtype dtype;
+    bool widens = false;  // a sum of bfloat16 comes out as float32
+
+    std::size_t out_size() const { return widens ? sizeof(float) : mx::size_of(dtype); }
   };
+
+  // One trip of everything to everyone; else two trips of less.
+  bool reduces_directly(std::size_t bytes) const {
+    return members_.size() == 2 || bytes <= limits::direct_reduce_bytes;
+  }
 
   Operation operation(FrameKind kind, mx::Dtype dtype) const {
     return {kind, static_cast<std::uint8_t>(dtype.val()), channel_};
@@ -73,6 +93,7 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
   void dispatch(const mx::array& input, mx::array& output, mx::Stream stream, Work work);
 
   void all_reduce(const Reduction& reduction, const mx::array& input, mx::array& output, mx::Stream stream);
+  void all_sum_narrowed(const mx::array& input, mx::array& output, mx::Stream stream);
   void reduce_in_parts(const Reduction& reduction, std::span<const char> in, char* out);
   void reduce_scatter(const Reduction& reduction, const Parts& parts, char* out);
   void reduce_slice(const Reduction& reduction, const Parts& parts, char* scratch, char* out);
@@ -81,6 +102,7 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
   std::shared_ptr<TcpMesh> mesh_;
   std::vector<int> members_;
   std::uint16_t channel_;
+  Wire wire_;
   int splits_ = 0;
   int rank_ = 0;
 };
@@ -106,13 +128,30 @@ void TcpGroup::all_reduce(const Reduction& reduction, const mx::array& input, mx
                           mx::Stream stream) {
   check_reducible(input);
   dispatch(input, output, stream, [this, reduction, in = bytes_of(input), out = output.data<char>()] {
-    // One trip of everything to everyone, or two trips of less.
-    if (size() == 2 || in.size() <= limits::direct_reduce_bytes) {
+    if (reduces_directly(in.size())) {
       reduce_scatter(reduction, Parts(members_.size(), in), out);
     } else {
       reduce_in_parts(reduction, in, out);
     }
   });
+}
+
+void TcpGroup::all_sum_narrowed(const mx::array& input, mx::array& output, mx::Stream stream) {
+  dispatch(input, output, stream,
+           [this, in = input.data<float>(), count = input.size(), out = output.data<float>()] {
+             const std::size_t bytes = count * mx::size_of(mx::bfloat16);
+             char* narrowed = scratch_of(Scratch::narrowed, bytes);
+             narrow_to_bfloat16(in, narrowed, count);
+             Reduction reduction{FrameKind::all_sum, ReduceOp::sum, mx::bfloat16, /*widens=*/true};
+             if (reduces_directly(bytes)) {
+               return reduce_scatter(reduction, Parts(members_.size(), {narrowed, bytes}),
+                                     reinterpret_cast<char*>(out));
+             }
+             // The sums of parts travel as well, so they are rounded too.
+             reduction.widens = false;
+             reduce_in_parts(reduction, {narrowed, bytes}, narrowed);
+             widen_bfloat16(narrowed, out, count);
+           });
 }
 
 void TcpGroup::all_gather(const mx::array& input, mx::array& output, mx::Stream stream) {
@@ -173,7 +212,7 @@ void TcpGroup::reduce_scatter(const Reduction& reduction, const Parts& parts, ch
   std::size_t longest = 0;
   for (const auto& part : parts) longest = std::max(longest, part.size());
   const std::size_t slice = std::min(longest, limits::reduce_slice_bytes);
-  const auto scratch = std::make_unique_for_overwrite<char[]>((members_.size() - 1) * slice);
+  char* scratch = scratch_of(Scratch::received, (members_.size() - 1) * slice);
   std::size_t done = 0;
   do {
     Parts slices;
@@ -181,7 +220,8 @@ void TcpGroup::reduce_scatter(const Reduction& reduction, const Parts& parts, ch
       const std::size_t first = std::min(done, part.size());
       slices.push_back(part.subspan(first, std::min(slice, part.size() - first)));
     }
-    reduce_slice(reduction, slices, scratch.get(), out + done);
+    reduce_slice(reduction, slices, scratch,
+                 out + done / mx::size_of(reduction.dtype) * reduction.out_size());
     done += slice;
   } while (done < longest);
 }
@@ -197,7 +237,9 @@ void TcpGroup::reduce_slice(const Reduction& reduction, const Parts& parts, char
     scratch += bytes;
   }
   mesh_->exchange(operation(reduction.kind, reduction.dtype), transfers);
-  reduce(reduction.op, reduction.dtype, sources, out, bytes / mx::size_of(reduction.dtype));
+  const std::size_t count = bytes / mx::size_of(reduction.dtype);
+  if (reduction.widens) return sum_bfloat16(sources, reinterpret_cast<float*>(out), count);
+  reduce(reduction.op, reduction.dtype, sources, out, count);
 }
 
 // Puts every rank's bytes into `out` in order of rank.
@@ -230,29 +272,50 @@ std::shared_ptr<mx::distributed::detail::GroupImpl> TcpGroup::split(int color, i
   std::sort(chosen.begin(), chosen.end());
   std::vector<int> members;
   for (const auto& [order, index] : chosen) members.push_back(members_[index]);
-  return std::make_shared<TcpGroup>(mesh_, std::move(members), static_cast<std::uint16_t>(channel));
+  return std::make_shared<TcpGroup>(mesh_, std::move(members), static_cast<std::uint16_t>(channel), wire_);
 }
 
 }  // namespace
 
 mx::distributed::Group join_tcp_group(const TcpListener& listener, int rank,
                                       const std::vector<Endpoint>& endpoints, const std::string& secret,
-                                      const TcpTimeouts& timeouts) {
-  const Deadline deadline = std::chrono::steady_clock::now() + timeouts.connect;
+                                      const TcpOptions& options) {
+  const Deadline deadline = std::chrono::steady_clock::now() + options.connect;
   auto sockets = connect_ranks(listener, rank, endpoints, secret, deadline);
   std::vector<int> members(endpoints.size());
   std::iota(members.begin(), members.end(), 0);
-  auto mesh = std::make_shared<TcpMesh>(rank, std::move(sockets), timeouts.collective);
-  return mx::distributed::Group(std::make_shared<TcpGroup>(std::move(mesh), std::move(members), 0));
+  auto mesh = std::make_shared<TcpMesh>(rank, std::move(sockets), options.collective);
+  return mx::distributed::Group(
+      std::make_shared<TcpGroup>(std::move(mesh), std::move(members), 0, options.wire));
 }
 
+namespace {
+
+// nullptr for a group of one of MLX's own backends.
+TcpMesh* mesh_of(const mx::distributed::Group& group) {
+  const auto* ours = dynamic_cast<const TcpGroup*>(group.raw_group().get());
+  return ours ? &ours->mesh() : nullptr;
+}
+
+}  // namespace
+
 void check(const mx::distributed::Group& group) {
-  if (const auto* ours = dynamic_cast<const TcpGroup*>(group.raw_group().get())) ours->check();
+  if (const auto* mesh = mesh_of(group)) mesh->check();
+}
+
+void set_timeout(const mx::distributed::Group& group, std::chrono::milliseconds timeout) {
+  if (auto* mesh = mesh_of(group)) mesh->set_timeout(timeout);
+}
+
+LinkUse link_use(const mx::distributed::Group& group) {
+  auto* mesh = mesh_of(group);
+  return mesh ? mesh->use() : LinkUse{};
 }
 
 mx::distributed::Group single_rank_group() {
   auto mesh = std::make_shared<TcpMesh>(0, std::vector<TcpSocket>(1), limits::collective);
-  return mx::distributed::Group(std::make_shared<TcpGroup>(std::move(mesh), std::vector<int>{0}, 0));
+  return mx::distributed::Group(
+      std::make_shared<TcpGroup>(std::move(mesh), std::vector<int>{0}, 0, Wire::float32));
 }
 
 }  // namespace tandem::parallel

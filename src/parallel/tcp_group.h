@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/limits.h"
+#include "parallel/tcp_mesh.h"
 
 namespace tandem::parallel {
 
@@ -41,15 +42,22 @@ class TcpListener {
   Endpoint endpoint_;
 };
 
-// The longest waits of a group; tests take shorter ones.
-struct TcpTimeouts {
+// What float32 sums are on their way as.
+enum class Wire : std::uint8_t {
+  float32,
+  bfloat16,  // half the bytes: every rank's part is rounded, its own too; the sum is float32
+};
+
+struct TcpOptions {
+  // The longest waits; tests take shorter ones.
   std::chrono::milliseconds connect = limits::connect;        // until all ranks are there
   std::chrono::milliseconds collective = limits::collective;  // of a peer with which nothing moves
+  Wire wire = Wire::float32;                                  // the same on every rank
 };
 
 // Joins the group: rank r connects to every rank below it (each address in turn) and accepts every rank above
 // it. Returns when all are connected and proved; ClusterError names the ranks that are missing after
-// timeouts.connect.
+// options.connect.
 //
 // The operations all_sum, all_max, all_min, all_gather, sum_scatter, send and recv of mlx/distributed/ops.h
 // run on the CPU stream. Every rank calls the same ones in the same order; send returns once the kernel has
@@ -63,10 +71,16 @@ struct TcpTimeouts {
 // evaluated but hold undefined values: whoever catches drops them, and calls check() for the ClusterError.
 mlx::core::distributed::Group join_tcp_group(const TcpListener& listener, int rank,
                                              const std::vector<Endpoint>& endpoints,
-                                             const std::string& secret, const TcpTimeouts& timeouts = {});
+                                             const std::string& secret, const TcpOptions& options = {});
 
 // Throws the ClusterError that ended the group, if one did. Does nothing for groups of MLX's own backends.
 void check(const mlx::core::distributed::Group& group);
+
+// From now on options.collective is this. Does nothing for groups of MLX's own backends.
+void set_timeout(const mlx::core::distributed::Group& group, std::chrono::milliseconds timeout);
+
+// What the group's collectives and those of its subgroups have cost; zeros for groups of MLX's own backends.
+LinkUse link_use(const mlx::core::distributed::Group& group);
 
 // A group of one rank: every collective is the identity.
 mlx::core::distributed::Group single_rank_group();

@@ -181,6 +181,7 @@ TcpMesh::TcpMesh(int rank, std::vector<TcpSocket> sockets, std::chrono::millisec
 void TcpMesh::exchange(const Operation& operation, std::span<const Transfer> transfers) {
   const std::lock_guard lock(mutex_);
   check();
+  const auto start = steady_clock::now();
   std::vector<Flow> flows;
   flows.reserve(transfers.size());
   for (const auto& transfer : transfers) flows.emplace_back(peers_[transfer.peer], transfer, operation);
@@ -191,6 +192,19 @@ void TcpMesh::exchange(const Operation& operation, std::span<const Transfer> tra
     broken_ = true;
     throw;
   }
+  use_.seconds += std::chrono::duration<double>(steady_clock::now() - start).count();
+  for (const auto& transfer : transfers) use_.bytes += transfer.outgoing ? transfer.outgoing->size() : 0;
+  ++use_.collectives;
+}
+
+void TcpMesh::set_timeout(std::chrono::milliseconds timeout) {
+  const std::lock_guard lock(mutex_);
+  timeout_ = timeout;
+}
+
+LinkUse TcpMesh::use() {
+  const std::lock_guard lock(mutex_);
+  return use_;
 }
 
 void TcpMesh::check() const {

@@ -39,6 +39,13 @@ struct Transfer {
   std::optional<std::span<char>> incoming;
 };
 
+// What the collectives have cost so far.
+struct LinkUse {
+  double seconds = 0;       // of the callers' threads, waiting included
+  std::uint64_t bytes = 0;  // sent
+  std::uint64_t collectives = 0;
+};
+
 class TcpMesh {
  public:
   // sockets[r] is the connection to rank r; the one at `rank` is empty. `timeout`: of a peer with which
@@ -56,6 +63,10 @@ class TcpMesh {
   // Throws what broke the mesh, if anything did; waits for nothing.
   void check() const;
 
+  // From now on this is the wait for a peer with which nothing moves.
+  void set_timeout(std::chrono::milliseconds timeout);
+  LinkUse use();
+
  private:
   struct Peer {
     TcpSocket socket;
@@ -70,6 +81,7 @@ class TcpMesh {
   int rank_;
   std::vector<Peer> peers_;
   std::chrono::milliseconds timeout_;
+  LinkUse use_;
   std::mutex mutex_;
   std::string breakage_;  // what broke it; written once, before the flag
   std::atomic<bool> broken_ = false;

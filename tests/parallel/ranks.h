@@ -33,8 +33,8 @@ class MeetingPoint {
     return TcpMesh(
         rank, connect_ranks(listener(rank), rank, endpoints, secret, steady_clock::now() + timeout), timeout);
   }
-  mlx::core::distributed::Group group(int rank, TcpTimeouts timeouts = {milliseconds(10'000),
-                                                                        milliseconds(10'000)}) const {
+  mlx::core::distributed::Group group(int rank, TcpOptions timeouts = {milliseconds(10'000),
+                                                                       milliseconds(10'000)}) const {
     return join_tcp_group(listener(rank), rank, endpoints, secret, timeouts);
   }
 

@@ -355,5 +355,70 @@ TEST(TcpGroup, RefusesToReduceComplexNumbers) {
   EXPECT_EQ(errors, std::vector<std::string>(2));
 }
 
+float to_bfloat16(float value) { return static_cast<float>(static_cast<mx::bfloat16_t>(value)); }
+
+TEST(TcpGroup, SumsMayTravelAsBfloat16) {
+  for (const int ranks : {1, 2, 3, 5}) {
+    const MeetingPoint meeting(ranks);
+    for (const std::size_t size : {1U, 777U, 300'000U}) {
+      SCOPED_TRACE(testing::Message() << ranks << " ranks, " << size);
+      std::vector<Values<float>> inputs, sums(ranks);
+      for (int rank = 0; rank < ranks; ++rank) inputs.push_back(values_of<float>(rank, size));
+      const auto errors = run_ranks(ranks, [&](int rank) {
+        const auto group = meeting.group(rank, {.wire = Wire::bfloat16});
+        mx::array sum = mx::distributed::all_sum(array_of<float>(inputs[rank]), group, mx::Device::cpu);
+        mx::eval(sum);
+        sums[rank].assign(sum.data<float>(), sum.data<float>() + size);
+        EXPECT_EQ(link_use(group).bytes > 0, ranks > 1);
+      });
+      for (const auto& error : errors) EXPECT_EQ(error, "");
+      for (const auto& sum : sums) EXPECT_EQ(sum, sums[0]);
+      if (ranks == 1) {
+        EXPECT_EQ(sums[0], inputs[0]) << "nothing travels";
+        continue;
+      }
+      const bool two_trips = ranks > 2 && size * 2 > limits::direct_reduce_bytes;
+      for (std::size_t i = 0; i < size; i += 97) {
+        float sum = 0;
+        for (int rank = 0; rank < ranks; ++rank) sum += to_bfloat16(inputs[rank][i]);
+        ASSERT_EQ(sums[0][i], two_trips ? to_bfloat16(sum) : sum) << i;
+      }
+    }
+  }
+}
+
+TEST(TcpGroup, CountsWhatItSends) {
+  const MeetingPoint meeting(2);
+  run_ranks(2, [&](int rank) {
+    const auto group = meeting.group(rank);
+    const auto before = link_use(group);
+    mx::eval(mx::distributed::all_sum(mx::ones({1000}), group, mx::Device::cpu));
+    const auto after = link_use(group);
+    EXPECT_EQ(after.bytes - before.bytes, 4000U);
+    EXPECT_EQ(after.collectives - before.collectives, 1U);
+    EXPECT_GT(after.seconds, before.seconds);
+  });
+}
+
+TEST(TcpGroup, ALaterTimeoutHolds) {
+  const MeetingPoint meeting(2);
+  std::atomic<bool> over = false;
+  const auto errors = run_ranks(2, [&](int rank) {
+    const auto group = meeting.group(rank);
+    if (rank == 1) {
+      while (!over) std::this_thread::sleep_for(milliseconds(10));
+      return;
+    }
+    set_timeout(group, milliseconds(200));
+    const auto start = steady_clock::now();
+    EXPECT_THROW(mx::eval(mx::distributed::all_sum(mx::ones({4}), group, mx::Device::cpu)),
+                 std::runtime_error);
+    EXPECT_LT(seconds_since(start), 5);
+    over = true;
+    check(group);
+  });
+  EXPECT_NE(errors[0].find("rank 1 sent nothing for 0.2 s"), std::string::npos) << errors[0];
+}
+
 }  // namespace
 }  // namespace tandem::parallel
