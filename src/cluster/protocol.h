@@ -24,7 +24,7 @@ struct Start {
   nlohmann::json shape;              // a config.json to make random weights for in place of `model`, or null
   std::string device;                // auto, cpu or gpu
   std::string wire = "float32";      // or bfloat16: parallel/tcp_group.h, Wire
-  std::string activations = "auto";  // auto or float32: kernels/linear.h, Activations
+  std::string activations = "auto";  // auto or float32: kernels/products.h, Activations
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
   int ranks_on_host = 1;   // this one among them
   std::vector<int> cores;  // that the worker keeps to; empty: any

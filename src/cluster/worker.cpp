@@ -21,7 +21,7 @@
 #include "engine/step.h"
 #include "hardware/cores.h"
 #include "hardware/machine.h"
-#include "kernels/linear.h"
+#include "kernels/products.h"
 #include "kernels/threads.h"
 #include "models/llama.h"
 #include "parallel/broadcast.h"

@@ -7,7 +7,7 @@
 
 #include "kernels/attention_by_mlx.h"
 #include "kernels/cpu_primitive.h"
-#include "kernels/linear.h"
+#include "kernels/products.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/matrix.h"
+#include "kernels/products.h"
 
 namespace tandem::kernels {
 
@@ -19,18 +20,5 @@ namespace tandem::kernels {
 std::vector<mlx::core::array> linear(const mlx::core::array& x, const std::vector<Matrix>& matrices,
                                      mlx::core::StreamOrDevice s = {});
 mlx::core::array linear(const mlx::core::array& x, const Matrix& matrix, mlx::core::StreamOrDevice s = {});
-
-enum class Activations {
-  automatic,  // int8 by group for quantised matrices, bfloat16 for bfloat16 ones where the processor
-              // multiplies that
-  float32,    // as exact as float32 sums are; slower
-};
-// What x becomes in the products of CPU streams from now on.
-void use_activations(Activations activations);
-
-// The loops that CPU streams use from now on (find_loops); std::invalid_argument where this processor lacks
-// them.
-void use_loops(const char* name);
-const PanelLoops& current_loops();
 
 }  // namespace tandem::kernels

@@ -17,13 +17,6 @@ namespace {
 
 namespace mx = mlx::core;
 
-Format dense_format(mx::Dtype dtype) {
-  if (dtype == mx::float32) return Format::f32;
-  if (dtype == mx::float16) return Format::f16;
-  if (dtype == mx::bfloat16) return Format::bf16;
-  throw std::invalid_argument("a matrix is neither float32, float16 nor bfloat16");
-}
-
 ScaleType scale_type(mx::Dtype dtype) {
   switch (dense_format(dtype)) {
     case Format::f32:
@@ -160,6 +153,13 @@ class Rows : public CpuPrimitive {
 };
 
 }  // namespace
+
+Format dense_format(mx::Dtype dtype) {
+  if (dtype == mx::float32) return Format::f32;
+  if (dtype == mx::float16) return Format::f16;
+  if (dtype == mx::bfloat16) return Format::bf16;
+  throw std::invalid_argument("a matrix is neither float32, float16 nor bfloat16");
+}
 
 PackedMatrix::PackedMatrix(const PanelShape& shape)
     : shape_(shape), size_(static_cast<std::size_t>(panels_of(shape) * panel_bytes(shape))) {

@@ -48,6 +48,9 @@ struct Matrix {
   std::size_t bytes() const;
 };
 
+// float32, float16 or bfloat16; std::invalid_argument for others.
+Format dense_format(mlx::core::Dtype dtype);
+
 // The same matrix in panels. Reads the arrays now, and only them: what the caller then frees is freed.
 Matrix pack(const Matrix& matrix);
 

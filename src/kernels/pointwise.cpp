@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "kernels/cpu_primitive.h"
-#include "kernels/linear.h"
+#include "kernels/products.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {

@@ -1,0 +1,267 @@
+#include "kernels/gather_linear.h"
+
+#include <mlx/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "kernels/cpu_primitive.h"
+#include "kernels/products.h"
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+// The rows of one expert: which (row, choice) pairs they are, and where they stand among the sorted.
+struct Share {
+  int expert;
+  std::int64_t first, count;
+};
+
+// The pairs by expert, in their order within each; pairs of no expert are left out.
+struct Sorted {
+  std::vector<std::int64_t> pairs;
+  std::vector<Share> shares;
+};
+
+Sorted sort_by_expert(const std::int32_t* ids, std::int64_t pairs, int experts) {
+  std::vector<std::int64_t> first(experts + 1, 0);
+  const auto is_expert = [&](std::int32_t id) { return id >= 0 && id < experts; };
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    if (is_expert(ids[i])) ++first[ids[i] + 1];
+  }
+  for (int e = 0; e < experts; ++e) first[e + 1] += first[e];
+  Sorted sorted;
+  sorted.pairs.resize(first[experts]);
+  for (int e = 0; e < experts; ++e) {
+    if (first[e + 1] > first[e]) sorted.shares.push_back({e, first[e], first[e + 1] - first[e]});
+  }
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    if (is_expert(ids[i])) sorted.pairs[first[ids[i]]++] = i;
+  }
+  return sorted;
+}
+
+// One call on a CPU.
+struct Call {
+  const float* x;
+  const std::int32_t* ids;
+  float* y;
+  std::int64_t pairs;
+  int choices;       // pairs of a row
+  bool shares_rows;  // x has one row for all choices of a token
+  std::int64_t in, out;
+
+  const float* row_of(std::int64_t pair) const { return x + (shares_rows ? pair / choices : pair) * in; }
+};
+
+void fill_strays(const Call& call, int experts) {
+  for (std::int64_t pair = 0; pair < call.pairs; ++pair) {
+    if (call.ids[pair] >= 0 && call.ids[pair] < experts) continue;
+    std::fill_n(call.y + pair * call.out, call.out, std::numeric_limits<float>::quiet_NaN());
+  }
+}
+
+// Calls rows(share, x, y) for each expert with its rows side by side, and puts what comes where it belongs.
+void by_expert(const Call& call, int experts,
+               const std::function<void(const Sorted&, const float*, float*)>& run) {
+  const Sorted sorted = sort_by_expert(call.ids, call.pairs, experts);
+  const auto count = static_cast<std::int64_t>(sorted.pairs.size());
+  std::vector<float> rows(count * call.in), results(count * call.out);
+  parallel(count,
+           [&](std::int64_t i) { std::copy_n(call.row_of(sorted.pairs[i]), call.in, &rows[i * call.in]); });
+  run(sorted, rows.data(), results.data());
+  parallel(count, [&](std::int64_t i) {
+    std::copy_n(&results[i * call.out], call.out, call.y + sorted.pairs[i] * call.out);
+  });
+  fill_strays(call, experts);
+}
+
+// Some panels of one expert.
+struct Part {
+  const Share* share;
+  std::int64_t first, end;
+};
+
+void multiply_experts(const Call& call, const std::vector<Operand>& experts) {
+  by_expert(call, static_cast<int>(experts.size()), [&](const Sorted& sorted, const float* x, float* y) {
+    const PanelShape& shape = experts.front().shape;
+    const PanelLoops& loops = current_loops();
+    const Activation activation = activation_of(shape.format, loops);
+    const std::int64_t row_bytes = prepared_bytes(activation, shape.in, shape.group);
+    std::vector<std::byte> prepared(sorted.pairs.size() * row_bytes);
+    parallel(static_cast<std::int64_t>(sorted.shares.size()), [&](std::int64_t i) {
+      const Share& share = sorted.shares[i];
+      const std::int64_t height = tile_rows(activation, loops);
+      loops.prepare({x + share.first * shape.in, shape.in, share.count, shape.in, activation, shape.group,
+                     prepared.data() + share.first * row_bytes},
+                    0, (share.count + height - 1) / height);
+    });
+    // Enough parts that threads of unequal speed end together, each a long stream.
+    const std::int64_t panels = panels_of(shape), shares = static_cast<std::int64_t>(sorted.shares.size());
+    const std::int64_t wanted = threads() == 1 ? shares : std::max<std::int64_t>(shares, threads() * 8);
+    const std::int64_t cuts = std::clamp<std::int64_t>(wanted / std::max<std::int64_t>(shares, 1), 1, panels);
+    std::vector<Part> parts;
+    for (const Share& share : sorted.shares) {
+      for (std::int64_t c = 0; c < cuts; ++c)
+        parts.push_back({&share, panels * c / cuts, panels * (c + 1) / cuts});
+    }
+    parallel(static_cast<std::int64_t>(parts.size()), [&](std::int64_t i) {
+      const auto& [share, first, end] = parts[i];
+      multiply_panels(experts[share->expert], prepared.data() + share->first * row_bytes, share->count,
+                      y + share->first * shape.out, first, end);
+    });
+  });
+}
+
+using Packed = std::vector<std::shared_ptr<const PackedMatrix>>;
+
+// Inputs: y's gradient [T, k, out], ids.
+class GatherTransposed : public CpuPrimitive {
+ public:
+  GatherTransposed(mx::Stream stream, Packed packed) : CpuPrimitive(stream), packed_(std::move(packed)) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    const Call call{inputs[0].data<float>(), inputs[1].data<std::int32_t>(),
+                    result_of(outputs[0]),   static_cast<std::int64_t>(inputs[1].size()),
+                    inputs[1].shape(1),      false,
+                    inputs[0].shape(2),      outputs[0].shape(2)};
+    return [call, packed = packed_] {
+      by_expert(call, static_cast<int>(packed.size()), [&](const Sorted& sorted, const float* x, float* y) {
+        for (const Share& share : sorted.shares) {
+          multiply_transposed(*packed[share.expert], x + share.first * call.in, share.count,
+                              y + share.first * call.out);
+        }
+      });
+    };
+  }
+  const char* name() const override { return "TandemGatherTransposed"; }
+
+ private:
+  Packed packed_;
+};
+
+// x [T, in] or [T, k, in] as rows of one, which MLX's gathering products take.
+mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
+  const mx::array rows =
+      x.ndim() == 2 ? mx::expand_dims(x, std::vector<int>{1, 2}, s) : mx::expand_dims(x, 2, s);
+  const mx::array y = e.affine
+                          ? mx::gather_qmm(mx::astype(rows, e.affine->scales.dtype(), s), *e.weight,
+                                           e.affine->scales, e.affine->biases, std::nullopt, ids, true,
+                                           e.affine->group, e.affine->bits, "affine", std::nullopt, false, s)
+                          : mx::gather_mm(mx::astype(rows, e.weight->dtype(), s),
+                                          mx::swapaxes(*e.weight, 1, 2, s), std::nullopt, ids, false, s);
+  return mx::squeeze(y, 2, s);
+}
+
+// Inputs: x, ids, and the weight where the experts are not packed.
+class GatherLinear : public CpuPrimitive {
+ public:
+  GatherLinear(mx::Stream stream, Packed packed) : CpuPrimitive(stream), packed_(std::move(packed)) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    std::vector<Operand> operands;
+    for (const auto& matrix : packed_) operands.push_back(packed_operand(*matrix));
+    if (packed_.empty()) operands = dense_operands(inputs[2]);
+    const Call call{inputs[0].data<float>(), inputs[1].data<std::int32_t>(),
+                    result_of(outputs[0]),   static_cast<std::int64_t>(inputs[1].size()),
+                    inputs[1].shape(1),      inputs[0].ndim() == 2,
+                    inputs[0].shape(-1),     outputs[0].shape(2)};
+    return [call, operands = std::move(operands), packed = packed_] { multiply_experts(call, operands); };
+  }
+
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums, const std::vector<mx::array>&) override {
+    const mx::Stream s = stream();
+    const mx::array& ids = primals[1];
+    std::vector<mx::array> both;  // by x and by the weight
+    if (packed_.empty()) {
+      const auto reference = [&](const std::vector<mx::array>& in) {
+        const Experts floats{mx::astype(in[1], mx::float32, s), std::nullopt, {}};
+        return std::vector{gather_by_mlx(in[0], floats, ids, s)};
+      };
+      both = mx::vjp(reference, {primals[0], primals[2]}, cotangents).second;
+    } else {
+      const mx::array by_pair({ids.shape(0), ids.shape(1), primals[0].shape(-1)}, mx::float32,
+                              std::make_shared<GatherTransposed>(s, packed_),
+                              {as_float_rows(cotangents[0], s), ids});
+      both = {primals[0].ndim() == 2 ? mx::sum(by_pair, 1, false, s) : by_pair};
+    }
+    std::vector<mx::array> wanted;
+    for (const int argnum : argnums) {
+      wanted.push_back(argnum == 0 ? both[0] : argnum == 1 ? mx::zeros_like(ids, s) : both[1]);
+    }
+    return wanted;
+  }
+  const char* name() const override { return "TandemGatherLinear"; }
+
+ private:
+  static std::vector<Operand> dense_operands(const mx::array& weight) {
+    const auto format = dense_format(weight.dtype());
+    const std::int64_t bytes = static_cast<std::int64_t>(weight.nbytes()) / weight.shape(0);
+    std::vector<Operand> operands;
+    for (int e = 0; e < weight.shape(0); ++e) {
+      operands.push_back(
+          dense_operand(format, weight.shape(1), weight.shape(2), weight.data<char>() + e * bytes));
+    }
+    return operands;
+  }
+
+  Packed packed_;
+};
+
+}  // namespace
+
+int Experts::count() const { return packed.empty() ? weight->shape(0) : static_cast<int>(packed.size()); }
+int Experts::out() const {
+  return packed.empty() ? weight->shape(1) : static_cast<int>(packed.front()->shape().out);
+}
+int Experts::in() const {
+  if (!packed.empty()) return static_cast<int>(packed.front()->shape().in);
+  return affine ? weight->shape(2) * 32 / affine->bits : weight->shape(2);
+}
+
+Experts pack(const Experts& experts) {
+  const mx::Stream cpu = mx::default_stream(mx::Device::cpu);
+  Experts packed;
+  for (int e = 0; e < experts.count(); ++e) {
+    const auto one = [&](const mx::array& all) {
+      return mx::squeeze(mx::slice(all, {e, 0, 0}, {e + 1, all.shape(1), all.shape(2)}, cpu), 0, cpu);
+    };
+    Matrix matrix{one(*experts.weight), std::nullopt, nullptr};
+    if (experts.affine) {
+      const Affine& a = *experts.affine;
+      matrix.affine = {one(a.scales), one(a.biases), a.group, a.bits};
+    }
+    packed.packed.push_back(pack(matrix).packed);
+  }
+  return packed;
+}
+
+Experts experts_of(const std::vector<Matrix>& packed) {
+  Experts experts;
+  for (const auto& matrix : packed) experts.packed.push_back(matrix.packed);
+  return experts;
+}
+
+mx::array gather_linear(const mx::array& x, const Experts& experts, const mx::array& ids,
+                        mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  const bool fits = ids.ndim() == 2 && (x.ndim() == 2 || (x.ndim() == 3 && x.shape(1) == ids.shape(1))) &&
+                    x.shape(0) == ids.shape(0) && x.shape(-1) == experts.in();
+  if (!fits) throw std::invalid_argument("gather_linear: x, ids and experts do not fit together");
+  if (stream.device == mx::Device::gpu) return gather_by_mlx(x, experts, ids, stream);
+  if (experts.affine)
+    throw std::invalid_argument("gather_linear: quantised experts must be packed for a CPU stream");
+  std::vector<mx::array> inputs{as_float_rows(x, stream),
+                                mx::contiguous(mx::astype(ids, mx::int32, stream), false, stream)};
+  if (experts.packed.empty()) inputs.push_back(mx::contiguous(*experts.weight, false, stream));
+  return mx::array({ids.shape(0), ids.shape(1), experts.out()}, mx::float32,
+                   std::make_shared<GatherLinear>(stream, experts.packed), std::move(inputs));
+}
+
+}  // namespace tandem::kernels

@@ -1,0 +1,40 @@
+// The products of a mixture of experts: each row with the matrices of the experts chosen for it.
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/utils.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/matrix.h"
+
+namespace tandem::kernels {
+
+// Matrices [out, in] of one shape and kind, one an expert.
+struct Experts {
+  std::optional<mlx::core::array>
+      weight;                    // [E, out, in], or [E, out, in * bits / 32] uint32; none once packed
+  std::optional<Affine> affine;  // scales and biases [E, out, in / group]
+  std::vector<std::shared_ptr<const PackedMatrix>> packed;
+
+  int count() const;
+  int out() const;
+  int in() const;
+};
+
+// The same experts in panels, one after the other. Reads the arrays now, and only them.
+Experts pack(const Experts& experts);
+// Of matrices that are packed already.
+Experts experts_of(const std::vector<Matrix>& packed);
+
+// x [T, in], of which each of the k experts of a row reads that row, or [T, k, in], a row for each; ids [T,
+// k] int32 → [T, k, out]. On a CPU stream: x and the result are float32, rows are taken expert by expert, and
+// only the chosen experts' weights are read. A result's bits are those that linear() gives for the row and
+// the expert's matrix. The result of an id that is no expert's is NaN. On a GPU stream: MLX's gather_mm or
+// gather_qmm. Gradients: by x, and by the weight where it is a dense array.
+mlx::core::array gather_linear(const mlx::core::array& x, const Experts& experts, const mlx::core::array& ids,
+                               mlx::core::StreamOrDevice s = {});
+
+}  // namespace tandem::kernels

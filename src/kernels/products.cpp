@@ -1,0 +1,136 @@
+#include "kernels/products.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+const PanelLoops*& chosen_loops() {
+  static const PanelLoops* loops = find_loops();
+  return loops;
+}
+
+bool& float32_rows() {
+  static bool wanted = false;
+  return wanted;
+}
+
+std::atomic<std::uint64_t>& bytes_read() {
+  static std::atomic<std::uint64_t> bytes{0};
+  return bytes;
+}
+
+// Of a thread, by kind of row.
+std::byte* scratch_of(Activation activation, std::size_t bytes) {
+  thread_local std::vector<std::byte> scratch[3];
+  auto& memory = scratch[static_cast<int>(activation)];
+  if (memory.size() < bytes) memory.resize(bytes);
+  return memory.data();
+}
+
+}  // namespace
+
+void use_activations(Activations activations) { float32_rows() = activations == Activations::float32; }
+
+void use_loops(const char* name) {
+  const PanelLoops* loops = find_loops(name);
+  if (!loops) throw std::invalid_argument(std::string("this processor does not have ") + name);
+  chosen_loops() = loops;
+}
+
+const PanelLoops& current_loops() {
+  const PanelLoops* loops = chosen_loops();
+  return float32_rows() && loops->bf16_pairs ? *find_loops("avx512") : *loops;
+}
+
+Operand packed_operand(const PackedMatrix& matrix) {
+  const PanelShape& shape = matrix.shape();
+  if (!float32_rows() || !is_quantised(shape.format)) return {shape, &matrix};
+  return {{shape.out, shape.in, Format::f32, ScaleType::f32, 0}, &matrix, nullptr, true};
+}
+
+Operand dense_operand(Format format, std::int64_t out, std::int64_t in, const void* rows) {
+  return {{out, in, format, ScaleType::f32, 0}, nullptr, rows};
+}
+
+const std::byte* PreparedRows::as(const PanelShape& shape) {
+  const PanelLoops& loops = current_loops();
+  const Activation activation = activation_of(shape.format, loops);
+  const int group = activation == Activation::int8 ? shape.group : 0;
+  for (const Kind& kind : kinds_) {
+    if (kind.activation == activation && kind.group == group) return kind.bytes;
+  }
+  // Groups of one activation take turns in its memory.
+  std::erase_if(kinds_, [&](const Kind& kind) { return kind.activation == activation; });
+  std::byte* bytes =
+      scratch_of(activation, static_cast<std::size_t>(rows_ * prepared_bytes(activation, shape.in, group)));
+  const Prepare args{x_, shape.in, rows_, shape.in, activation, group, bytes};
+  const std::int64_t height = tile_rows(activation, loops), tiles = (rows_ + height - 1) / height;
+  constexpr std::int64_t tiles_at_once = 4;
+  parallel((tiles + tiles_at_once - 1) / tiles_at_once, [&](std::int64_t part) {
+    loops.prepare(args, part * tiles_at_once, std::min(tiles, (part + 1) * tiles_at_once));
+  });
+  kinds_.push_back({activation, group, bytes});
+  return bytes;
+}
+
+void multiply_panels(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
+                     std::int64_t first, std::int64_t end) {
+  const PanelLoops& loops = current_loops();
+  const PanelShape& shape = operand.shape;
+  if (operand.packed) {
+    bytes_read().fetch_add((end - first) * panel_bytes(operand.packed->shape()), std::memory_order_relaxed);
+  }
+  if (operand.packed && !operand.unpacks) {
+    loops.multiply({shape, operand.packed->panel(0), panel_bytes(shape), prepared, y, shape.out, rows}, first,
+                   end);
+    return;
+  }
+  std::vector<std::byte> panel(panel_bytes(shape));
+  for (std::int64_t p = first; p < end; ++p) {
+    if (operand.unpacks) {
+      unpack_panel(*operand.packed, p, reinterpret_cast<float*>(panel.data()));
+    } else {
+      pack_panel(operand.dense, shape, p, panel.data());
+    }
+    PanelShape one = shape;
+    one.out = std::min<std::int64_t>(panel_outputs, shape.out - p * panel_outputs);
+    loops.multiply({one, panel.data(), panel_bytes(one), prepared, y + p * panel_outputs, shape.out, rows}, 0,
+                   1);
+  }
+}
+
+void multiply(const Operand& operand, PreparedRows& x, float* y) {
+  const std::byte* prepared = x.as(operand.shape);
+  const std::int64_t panels = panels_of(operand.shape);
+  // Few enough parts that each is a long stream, and enough of them that threads of unequal speed end
+  // together.
+  const std::int64_t parts = threads() == 1 ? 1 : std::min<std::int64_t>(panels, threads() * 8);
+  parallel(parts, [&](std::int64_t part) {
+    multiply_panels(operand, prepared, x.rows(), y, panels * part / parts, panels * (part + 1) / parts);
+  });
+}
+
+// 32 inputs of the matrix at a time become a panel of Wᵀ.
+void multiply_transposed(const PackedMatrix& matrix, const float* x, std::int64_t rows, float* y) {
+  const PanelShape whole{matrix.shape().in, matrix.shape().out, Format::f32, ScaleType::f32, 0};
+  PreparedRows prepared(x, rows);
+  const std::byte* bytes = prepared.as(whole);
+  parallel(panels_of(whole), [&](std::int64_t p) {
+    std::vector<std::byte> panel(panel_bytes(whole));
+    unpack_columns(matrix, p * panel_outputs, panel_outputs, reinterpret_cast<float*>(panel.data()));
+    PanelShape one = whole;
+    one.out = std::min<std::int64_t>(panel_outputs, whole.out - p * panel_outputs);
+    current_loops().multiply(
+        {one, panel.data(), panel_bytes(one), bytes, y + p * panel_outputs, whole.out, rows}, 0, 1);
+  });
+}
+
+std::uint64_t panel_bytes_read() { return bytes_read(); }
+
+}  // namespace tandem::kernels

@@ -1,0 +1,70 @@
+// Products of prepared rows and packed or dense matrices, on the threads of threads.h: what linear() and
+// gather_linear() run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/matrix.h"
+#include "kernels/panels.h"
+
+namespace tandem::kernels {
+
+enum class Activations {
+  automatic,  // int8 by group for quantised matrices, bfloat16 for bfloat16 ones where the processor
+              // multiplies that
+  float32,    // as exact as float32 sums are; slower
+};
+// What x becomes in the products of CPU streams from now on.
+void use_activations(Activations activations);
+
+// The loops that CPU streams use from now on (find_loops); std::invalid_argument where this processor lacks
+// them.
+void use_loops(const char* name);
+const PanelLoops& current_loops();
+
+// A matrix as a product takes it.
+struct Operand {
+  PanelShape shape;  // as it is multiplied
+  const PackedMatrix* packed =
+      nullptr;  // or else `dense`, row-major, which is packed panel by panel on the way
+  const void* dense = nullptr;
+  bool unpacks = false;  // a quantised matrix that is multiplied as float32
+};
+Operand packed_operand(const PackedMatrix& matrix);
+Operand dense_operand(Format format, std::int64_t out, std::int64_t in, const void* rows);
+
+// Rows x [rows, in], prepared once for each kind of operand. One at a time in a thread: the memory is the
+// thread's, kept between calls, as fresh memory would be paged in anew for every product.
+class PreparedRows {
+ public:
+  PreparedRows(const float* x, std::int64_t rows) : x_(x), rows_(rows) {}
+  const std::byte* as(const PanelShape& shape);
+  std::int64_t rows() const { return rows_; }
+
+ private:
+  struct Kind {
+    Activation activation;
+    int group;
+    const std::byte* bytes;
+  };
+  const float* x_;
+  std::int64_t rows_;
+  std::vector<Kind> kinds_;
+};
+
+// y [rows, out] = x · operandᵀ.
+void multiply(const Operand& operand, PreparedRows& x, float* y);
+// Of the panels [first, end), in the caller's thread; `prepared` are `rows` rows as activation_of() the
+// operand asks.
+void multiply_panels(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
+                     std::int64_t first, std::int64_t end);
+
+// y [rows, in] = x [rows, out] · matrix: the gradient by what was multiplied with it.
+void multiply_transposed(const PackedMatrix& matrix, const float* x, std::int64_t rows, float* y);
+
+// Bytes of packed panels that products have read in this process.
+std::uint64_t panel_bytes_read();
+
+}  // namespace tandem::kernels

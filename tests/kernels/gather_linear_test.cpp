@@ -1,0 +1,171 @@
+#include "kernels/gather_linear.h"
+
+#include <gtest/gtest.h>
+#include <mlx/ops.h>
+#include <mlx/random.h>
+#include <mlx/transforms.h>
+
+#include <cmath>
+#include <functional>
+
+#include "kernels/linear.h"
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+constexpr int experts_count = 6, out = 70, in = 128;
+
+std::vector<float> floats(mx::array array) {
+  array = mx::contiguous(array, false, mx::Device::cpu);
+  mx::eval(array);
+  return {array.data<float>(), array.data<float>() + array.size()};
+}
+
+Experts dense_experts(mx::Dtype dtype) {
+  return {mx::astype(mx::random::normal({experts_count, out, in}), dtype), std::nullopt, {}};
+}
+
+Experts quantised_experts(int bits) {
+  const auto parts = mx::quantize(mx::random::normal({experts_count, out, in}), 64, bits);
+  return {parts[0], Affine{parts[1], parts[2], 64, bits}, {}};
+}
+
+std::vector<Experts> every_kind() {
+  return {dense_experts(mx::float32), dense_experts(mx::float16), dense_experts(mx::bfloat16),
+          quantised_experts(4), quantised_experts(8)};
+}
+
+// Row t's choices: k different experts; expert 5 is nobody's.
+mx::array choices(int tokens, int k) {
+  std::vector<int> ids;
+  for (int t = 0; t < tokens; ++t) {
+    for (int j = 0; j < k; ++j) ids.push_back((t * t + j * 2 + t / 3) % 5);
+  }
+  return mx::array(ids.data(), {tokens, k}, mx::int32);
+}
+
+mx::array run(const mx::array& x, const Experts& experts, const mx::array& ids) {
+  return gather_linear(x, experts, ids, mx::Device::cpu);
+}
+
+class GatherLinearTest : public testing::Test {
+ protected:
+  void TearDown() override {
+    use_loops(nullptr);
+    use_activations(Activations::automatic);
+    set_threads(1);
+  }
+};
+
+TEST_F(GatherLinearTest, EachRowIsAsLinearGivesItAlone) {
+  for (const auto activations : {Activations::automatic, Activations::float32}) {
+    use_activations(activations);
+    for (const auto& kind : every_kind()) {
+      const Experts packed = pack(kind);
+      EXPECT_EQ(packed.count(), experts_count);
+      EXPECT_EQ(packed.in(), in);
+      EXPECT_EQ(kind.in(), in);
+      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
+        if (!find_loops(name)) continue;
+        use_loops(name);
+        for (const int tokens : {1, 2, 29}) {
+          const int k = 3;
+          set_threads(tokens % 3 + 1);
+          const mx::array ids = choices(tokens, k);
+          const mx::array shared = mx::random::normal({tokens, in}),
+                          own = mx::random::normal({tokens, k, in});
+          const auto y = floats(run(shared, packed, ids)), z = floats(run(own, packed, ids));
+          for (int t = 0; t < tokens; ++t) {
+            for (int j = 0; j < k; ++j) {
+              const Matrix expert{std::nullopt, std::nullopt,
+                                  packed.packed[mx::slice(ids, {t, j}, {t + 1, j + 1}).item<int>()]};
+              const int at = (t * k + j) * out;
+              const auto row =
+                  floats(linear(mx::slice(shared, {t, 0}, {t + 1, in}), expert, mx::Device::cpu));
+              ASSERT_EQ(std::vector<float>(y.begin() + at, y.begin() + at + out), row) << name << t << j;
+              const auto other =
+                  floats(linear(mx::reshape(mx::slice(own, {t, j, 0}, {t + 1, j + 1, in}), {1, in}), expert,
+                                mx::Device::cpu));
+              ASSERT_EQ(std::vector<float>(z.begin() + at, z.begin() + at + out), other) << name << t << j;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GatherLinearTest, DenseArraysArePackedOnTheWay) {
+  const mx::array ids = choices(9, 2), x = mx::random::normal({9, in});
+  for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    const Experts dense = dense_experts(dtype);
+    EXPECT_EQ(floats(run(x, dense, ids)), floats(run(x, pack(dense), ids)));
+  }
+}
+
+TEST_F(GatherLinearTest, ReadsTheChosenExpertsAlone) {
+  const Experts experts = pack(quantised_experts(4));
+  const std::size_t expert_bytes = experts.packed[0]->bytes();
+  const mx::array x = mx::random::normal({1, in});
+  for (const int threads : {1, 2}) {
+    set_threads(threads);
+    for (const int k : {1, 2, 5}) {
+      const auto before = panel_bytes_read();
+      mx::eval(run(x, experts, mx::reshape(mx::arange(k, mx::int32), {1, k})));
+      EXPECT_EQ(panel_bytes_read() - before, k * expert_bytes);
+    }
+  }
+}
+
+TEST_F(GatherLinearTest, AnIdOfNoExpertGivesNaN) {
+  const Experts experts = pack(dense_experts(mx::float32));
+  const mx::array ids({1, experts_count, -1, 0}, {2, 2}), x = mx::random::normal({2, in});
+  const auto y = floats(run(x, experts, ids));
+  for (int i = 0; i < 4 * out; ++i) EXPECT_EQ(std::isnan(y[i]), i >= out && i < 3 * out) << i;
+}
+
+TEST_F(GatherLinearTest, RefusesWhatDoesNotFit) {
+  const Experts experts = dense_experts(mx::float32);
+  EXPECT_THROW(run(mx::zeros({2, in + 1}), experts, choices(2, 2)), std::invalid_argument);
+  EXPECT_THROW(run(mx::zeros({3, in}), experts, choices(2, 2)), std::invalid_argument);
+  EXPECT_THROW(run(mx::zeros({2, 3, in}), experts, choices(2, 2)), std::invalid_argument);
+  EXPECT_THROW(run(mx::zeros({2, in}), quantised_experts(4), choices(2, 2)), std::invalid_argument);
+}
+
+TEST_F(GatherLinearTest, GradientsAgreeWithFiniteDifferences) {
+  use_activations(Activations::float32);  // rounding to int8 has steps
+  const mx::array ids = choices(4, 2), c = mx::random::normal({4, 2, out});
+  using Forward = std::function<mx::array(const std::vector<mx::array>&)>;
+  const auto check = [&](const std::vector<mx::array>& at, const Forward& forward) {
+    const auto loss = [&](const std::vector<mx::array>& in) { return mx::sum(mx::multiply(forward(in), c)); };
+    std::vector<int> argnums;
+    for (std::size_t i = 0; i < at.size(); ++i) argnums.push_back(static_cast<int>(i));
+    const auto gradients = mx::value_and_grad(loss, argnums)(at).second;
+    for (std::size_t i = 0; i < at.size(); ++i) {
+      const mx::array direction = mx::random::normal(at[i].shape());
+      const mx::array h(1e-2F);
+      auto up = at, down = at;
+      up[i] = mx::add(at[i], mx::multiply(direction, h));
+      down[i] = mx::subtract(at[i], mx::multiply(direction, h));
+      const float rise = mx::subtract(loss(up), loss(down)).item<float>() / 2e-2F;
+      EXPECT_NEAR(rise, mx::sum(mx::multiply(gradients[i], direction)).item<float>(),
+                  0.01 * std::abs(rise) + 0.2);
+    }
+  };
+  for (const auto& kind : every_kind()) {
+    const Experts packed = pack(kind);
+    check({mx::random::normal({4, in})},
+          [&](const std::vector<mx::array>& at) { return run(at[0], packed, ids); });
+    check({mx::random::normal({4, 2, in})},
+          [&](const std::vector<mx::array>& at) { return run(at[0], packed, ids); });
+  }
+  check({mx::random::normal({4, in}), mx::random::normal({experts_count, out, in})}, [&](const auto& at) {
+    return run(at[0], {at[1], std::nullopt, {}}, ids);
+  });
+}
+
+}  // namespace
+}  // namespace tandem::kernels
