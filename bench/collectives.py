@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""all_sum of two pinned processes over loopback, ours beside MLX's ring and OpenMPI over TCP, the three in turn; and
+over a link shaped to 1 Gbit/s beside iperf3: build/bench/collectives.json and a table.
+
+OpenMPI (openmpi-bin; --mpi-library names its libmpi) and, for the shaped link, iperf3, iproute2 and root are used
+where they are there; what is missing is said and its rows are left out.
+"""
+import argparse
+import collections
+import contextlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from report import ROOT, row, write
+
+PROGRAM = ROOT / "build/release/bench/bench_collectives"
+SIZES = {64: "64 B", 8192: "8 KB", 16384: "16 KB", 1 << 20: "1 MB", 64 << 20: "64 MB"}
+SMALL = (64, 8192, 16384)
+LINK_MBIT = 1000
+TIMEOUT_S = 120
+
+
+def run_pair(commands, environments):
+    """The two ranks' programs at once; rank 0's lines as {bytes: µs}."""
+    started = [subprocess.Popen([str(word) for word in command], env={**os.environ, **more}, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+               for command, more in zip(commands, environments)]
+    results = [process.communicate(timeout=TIMEOUT_S) for process in started]
+    for process, command, (_, errors) in zip(started, commands, results):
+        if process.returncode:
+            raise RuntimeError(f"{command[0]} … ended with {process.returncode}: {errors[-500:]}")
+    lines = "".join(output for output, _ in results).splitlines()
+    return {figures["bytes"]: figures["us"] for figures in map(json.loads, lines)}
+
+
+def tcp(cores, sizes, prefixes=([], []), addresses=("127.0.0.1", "127.0.0.1")):
+    with tempfile.TemporaryDirectory() as folder:
+        commands = [[*prefixes[rank], "taskset", "-c", cores[rank], PROGRAM, "tcp", rank, 2, folder, ",".join(addresses),
+                     *sizes] for rank in (0, 1)]
+        return run_pair(commands, [{}, {}])
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def ring(cores, sizes):
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as hosts:
+        json.dump([[f"127.0.0.1:{port}"] for port in free_ports(2)], hosts)
+        hosts.flush()
+        commands = [["taskset", "-c", cores[rank], PROGRAM, "ring", rank, 2, "-", "-", *sizes] for rank in (0, 1)]
+        return run_pair(commands, [{"MLX_RANK": str(rank), "MLX_HOSTFILE": hosts.name} for rank in (0, 1)])
+
+
+def openmpi(cores, sizes, library):
+    command = ["mpirun", "--allow-run-as-root", "--bind-to", "none", "--mca", "btl", "tcp,self", "--mca", "pml", "ob1",
+               "-x", "MLX_MPI_LIBNAME"]
+    for rank in (0, 1):
+        command += [":"] * rank + ["-np", 1, "taskset", "-c", cores[rank], PROGRAM, "mpi", rank, 2, "-", "-", *sizes]
+    return run_pair([command], [{"MLX_MPI_LIBNAME": library}])
+
+
+@contextlib.contextmanager
+def shaped_link():
+    """Two network namespaces on a veth pair of LINK_MBIT both ways: their names and addresses."""
+    names, addresses = [f"tandem-bench-{os.getpid()}-{i}" for i in (0, 1)], ["10.231.7.1", "10.231.7.2"]
+    ip = lambda *words: subprocess.run(["ip", *words], check=True, capture_output=True)
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "veth0", "netns", names[0], "type", "veth", "peer", "name", "veth0", "netns", names[1])
+        for name, address in zip(names, addresses):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "veth0")
+            ip("-n", name, "link", "set", "veth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            subprocess.run(["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "veth0", "root", "tbf", "rate",
+                            f"{LINK_MBIT}mbit", "burst", "256kb", "latency", "50ms"], check=True, capture_output=True)
+        yield names, addresses
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def iperf3_both_ways(names, addresses):
+    """Mbit/s one way, while as much flows the other way."""
+    inside = [["ip", "netns", "exec", name] for name in names]
+    server = subprocess.Popen([*inside[0], "iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
+    time.sleep(0.5)
+    done = subprocess.run([*inside[1], "iperf3", "-c", addresses[0], "--bidir", "-t", "5", "-J"], capture_output=True,
+                          text=True, timeout=TIMEOUT_S)
+    server.wait(timeout=10)
+    sums = json.loads(done.stdout)["end"]
+    return (sums["sum_received"]["bits_per_second"] + sums["sum_received_bidir_reverse"]["bits_per_second"]) / 2e6
+
+
+def link_rows(args, command):
+    missing = [tool for tool in ("ip", "tc", "iperf3") if not shutil.which(tool)]
+    if missing or os.geteuid() != 0:
+        print(f"the shaped link is left out: {', '.join(missing) or 'root'} is needed", file=sys.stderr)
+        return []
+    size, ours, theirs = 64 << 20, [], []
+    with shaped_link() as (names, addresses):
+        prefixes = [["ip", "netns", "exec", name] for name in names]
+        for _ in range(args.link_rounds):
+            theirs.append(iperf3_both_ways(names, addresses))
+            # Two ranks: each sends all of its elements once.
+            ours.append(size * 8 / tcp(args.cores, [size], prefixes, addresses)[size])
+            print(f"link: {ours[-1]:.0f} Mbit/s, iperf3 {theirs[-1]:.0f}", file=sys.stderr)
+    share = statistics.median(a / b for a, b in zip(ours, theirs))
+    return [row("64 MB, 1 Gbit/s link, of iperf3 both ways", share, ">= 0.95", "ratio", command),
+            row("64 MB, 1 Gbit/s link", statistics.median(ours), "", "Mbit/s each way", command)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cores", type=lambda text: text.split(","), default=["0", "1"], help="one a rank [0,1]")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns [5]")
+    parser.add_argument("--link-rounds", type=int, default=3, help="of the shaped link [3]")
+    parser.add_argument("--mpi-library", default="libmpi.so.40", help="what MLX loads for mpi [libmpi.so.40]")
+    args = parser.parse_args()
+    sides = {"tcp": tcp, "ring": ring}
+    if shutil.which("mpirun"):
+        sides["OpenMPI"] = lambda cores, sizes: openmpi(cores, sizes, args.mpi_library)
+    else:
+        print("OpenMPI is left out: mpirun is not there (package openmpi-bin)", file=sys.stderr)
+    figures = collections.defaultdict(list)  # side, bytes → µs
+    for turn in range(args.rounds):
+        for side, measure in sides.items():
+            for size, us in measure(args.cores, list(SIZES)).items():
+                figures[side, size].append(us)
+        print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
+    command, rows = "make bench-collectives", []
+    for size, label in SIZES.items():
+        for side in sides:
+            rows.append(row(f"all_sum {label}, {side}", statistics.median(figures[side, size]), "", "µs", command))
+        for side in list(sides)[1:]:
+            ratio = statistics.median(a / b for a, b in zip(figures["tcp", size], figures[side, size]))
+            bar = ("<= 0.333" if side == "ring" else "<= 0.9") if size in SMALL else "<= 1"
+            rows.append(row(f"all_sum {label}, tcp / {side}", ratio, bar, "ratio of time", command))
+    write("collectives", rows + link_rows(args, command))
+
+
+if __name__ == "__main__":
+    main()
