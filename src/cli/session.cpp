@@ -49,6 +49,10 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
   verb.add_option("--device", flags.device, "Where each worker computes")
       ->check(CLI::IsMember({"auto", "cpu", "gpu"}))
       ->capture_default_str();
+  verb.add_option("--backend", flags.backend,
+                  "The data plane: auto takes jaccl or nccl where every rank has it, else tcp")
+      ->check(CLI::IsMember({"auto", "tcp", "ring", "jaccl", "nccl", "mpi"}))
+      ->capture_default_str();
   verb.add_option("--wire", flags.wire, "What sums over ranks are on their way as; bfloat16 halves the bytes")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
@@ -122,6 +126,7 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
                                     .shape = shape,
                                     .plan = plan,
                                     .device = flags.device,
+                                    .backend = flags.backend,
                                     .wire = flags.wire,
                                     .activations = flags.activations,
                                     .threads = flags.threads,

@@ -19,6 +19,7 @@ struct ClusterFlags {
   std::optional<int> ranks;
   std::vector<std::string> hosts;
   std::string device = "auto";
+  std::string backend = "auto";
   std::string wire = "float32";
   std::string activations = "auto";
   int threads = 0;  // 0: the workers decide

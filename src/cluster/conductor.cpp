@@ -252,6 +252,7 @@ std::vector<Start> starts(const ConductorOptions& options) {
                     .model = options.model,
                     .shape = options.shape,
                     .device = options.device,
+                    .backend = options.backend,
                     .wire = options.wire,
                     .activations = options.activations,
                     .threads = options.threads,

@@ -21,6 +21,7 @@ struct ConductorOptions {
   nlohmann::json shape;  // a config.json to make random weights for in place of `model`; null: none
   parallel::Plan plan;
   std::string device = "auto";
+  std::string backend = "auto";
   std::string wire = "float32";
   std::string activations = "auto";
   int threads = 0;  // of each worker; 0: its machine's physical cores over its ranks there

@@ -23,6 +23,7 @@ struct Start {
   std::string model;                 // a folder on the worker's machine
   nlohmann::json shape;              // a config.json to make random weights for in place of `model`, or null
   std::string device;                // auto, cpu or gpu
+  std::string backend = "auto";      // parallel/mlx_backends.h
   std::string wire = "float32";      // or bfloat16: parallel/tcp_group.h, Wire
   std::string activations = "auto";  // auto or float32: kernels/products.h, Activations
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
@@ -38,6 +39,7 @@ struct Listening {
   std::int64_t pid = 0;
   std::vector<std::string> addresses;
   int port = 0;
+  std::vector<std::string> backends;  // of MLX that `auto` may take there
 };
 
 // Every rank's Listening, and the secret of this start of the group.
@@ -78,9 +80,9 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, wire, activations,
-                                   threads, ranks_on_host, cores, loopback, verbosity)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, backend, wire,
+                                   activations, threads, ranks_on_host, cores, loopback, verbosity)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port, backends)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, step_bytes, resident_bytes, device,

@@ -25,6 +25,7 @@
 #include "kernels/threads.h"
 #include "models/llama.h"
 #include "parallel/broadcast.h"
+#include "parallel/mlx_backends.h"
 #include "parallel/tcp_group.h"
 #include "weights/checkpoint.h"
 #include "weights/random_source.h"
@@ -105,14 +106,32 @@ parallel::Endpoint to_endpoint(const Listening& listening) {
   return {listening.addresses, static_cast<std::uint16_t>(listening.port)};
 }
 
+int ranks_of(const Start& start) {
+  int ranks = 0;
+  for (const auto& stage : parallel::plan_from_json(start.plan).stages)
+    ranks += static_cast<int>(stage.ranks.size());
+  return ranks;
+}
+
 mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
   parallel::TcpListener listener(start.loopback);
   const auto& endpoint = listener.endpoint();
-  channel.send(
-      {{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port}}});
+  const int ranks = ranks_of(start);
+  channel.send({{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port,
+                                        parallel::automatic_backends(ranks, start.ranks_on_host == ranks)}}});
   const Join join = channel.expect<Join>("join");
   std::vector<parallel::Endpoint> endpoints;
-  for (const auto& rank : join.ranks) endpoints.push_back(to_endpoint(rank));
+  std::vector<std::vector<std::string>> offers;
+  for (const auto& rank : join.ranks) {
+    endpoints.push_back(to_endpoint(rank));
+    offers.push_back(rank.backends);
+  }
+  const std::string backend = parallel::choose_backend(start.backend, offers);
+  if (backend != "tcp") {
+    listener.close();  // MLX takes the port
+    if (backend == "nccl") mx::set_default_device({mx::Device::gpu, start.rank});
+    return parallel::join_mlx_group(backend, start.rank, endpoints);
+  }
   return parallel::join_tcp_group(
       listener, start.rank, endpoints, join.secret,
       {.wire = start.wire == "bfloat16" ? parallel::Wire::bfloat16 : parallel::Wire::float32});

@@ -36,6 +36,8 @@ class TcpListener {
 
   const Endpoint& endpoint() const { return endpoint_; }
   int descriptor() const { return descriptor_; }
+  // Accepts nobody from now on; the port is free.
+  void close();
 
  private:
   int descriptor_ = -1;

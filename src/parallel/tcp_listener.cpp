@@ -85,6 +85,11 @@ TcpListener::TcpListener(bool loopback_only) {
   endpoint_.addresses = loopback_only ? std::vector<std::string>{"127.0.0.1"} : own_addresses();
 }
 
-TcpListener::~TcpListener() { ::close(descriptor_); }
+TcpListener::~TcpListener() { close(); }
+
+void TcpListener::close() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  descriptor_ = -1;
+}
 
 }  // namespace tandem::parallel

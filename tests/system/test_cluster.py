@@ -115,3 +115,17 @@ def test_ssh_that_is_missing_is_named(tmp_path):
 def test_health_shows_every_rank(server):
     health = json.load(urllib.request.urlopen(server + "/health"))
     assert health["status"] == "ok" and len(health["ranks"]) == 2
+
+
+@pytest.mark.parametrize("flags", [("--wire", "bfloat16"), ("--backend", "ring"), ("--backend", "tcp", "--threads", "2")],
+                         ids=" ".join)
+def test_every_data_plane_answers(flags):
+    done = run_tandem("run", DEMO_MODEL, "What is 29 + 31?", "--ranks", "2", *flags)
+    assert done.stdout == b"29 + 31 = 60.\n", done.stderr.decode()
+
+
+@pytest.mark.parametrize("backend, reason", [("mpi", "mpirun"), ("jaccl", "--backend jaccl"), ("nccl", "--backend nccl")])
+def test_a_data_plane_that_cannot_be_says_why(backend, reason):
+    done = run_tandem("run", DEMO_MODEL, "Hi", "--ranks", "2", "--backend", backend)
+    assert done.returncode == 2
+    assert reason in done.stderr.decode() and done.stdout == b""

@@ -1,0 +1,113 @@
+#include "parallel/mlx_backends.h"
+
+#include <fmt/format.h>
+#include <mlx/device.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+
+namespace tandem::parallel {
+namespace {
+
+namespace mx = mlx::core;
+namespace fs = std::filesystem;
+
+void set(const char* name, const std::string& value) { ::setenv(name, value.c_str(), /*overwrite=*/1); }
+
+std::string first_address(const Endpoint& endpoint) {
+  const std::string& address = endpoint.addresses.front();
+  return fmt::format(address.find(':') == std::string::npos ? "{}:{}" : "[{}]:{}", address, endpoint.port);
+}
+
+// The file that MLX's ring reads: every rank's address.
+class HostFile {
+ public:
+  HostFile(int rank, const std::vector<Endpoint>& endpoints)
+      : path_(fs::temp_directory_path() / fmt::format("tandem-ring-{}-{}.json", ::getpid(), rank)) {
+    nlohmann::json hosts = nlohmann::json::array();
+    for (const auto& endpoint : endpoints) hosts.push_back({first_address(endpoint)});
+    std::ofstream(path_) << hosts;
+  }
+  ~HostFile() {
+    std::error_code ignored;
+    fs::remove(path_, ignored);
+  }
+  HostFile(const HostFile&) = delete;
+  HostFile& operator=(const HostFile&) = delete;
+  std::string path() const { return path_.string(); }
+
+ private:
+  fs::path path_;
+};
+
+mx::distributed::Group init(const std::string& backend) {
+  try {
+    return mx::distributed::init(/*strict=*/true, backend);
+  } catch (const std::exception& error) {
+    throw InputError(
+        fmt::format("--backend {}: MLX refuses: {}; --backend tcp needs nothing", backend, error.what()));
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> automatic_backends(int ranks, bool all_here) {
+  std::vector<std::string> names;
+  if (mx::distributed::is_available("jaccl") && std::getenv("MLX_IBV_DEVICES")) names.emplace_back("jaccl");
+  if (ranks > 1 && all_here && mx::distributed::is_available("nccl") &&
+      mx::device_count(mx::Device::gpu) >= ranks) {
+    names.emplace_back("nccl");
+  }
+  return names;
+}
+
+std::string choose_backend(const std::string& wanted, const std::vector<std::vector<std::string>>& offers) {
+  if (wanted != "auto") return wanted;
+  for (const char* name : {"jaccl", "nccl"}) {
+    const bool everywhere = std::all_of(offers.begin(), offers.end(), [&](const auto& offer) {
+      return std::find(offer.begin(), offer.end(), name) != offer.end();
+    });
+    if (everywhere) return name;
+  }
+  return "tcp";
+}
+
+mx::distributed::Group join_mlx_group(const std::string& backend, int rank,
+                                      const std::vector<Endpoint>& endpoints) {
+  if (backend == "mpi") {
+    throw InputError(
+        "--backend mpi: MPI's ranks must be started by mpirun, and tandem starts its own; take tcp or ring");
+  }
+  if (!mx::distributed::is_available(backend)) {
+    throw InputError(fmt::format(
+        "--backend {}: the MLX of this machine does not have it; take auto, tcp or ring", backend));
+  }
+  if (endpoints.size() < 2) throw InputError(fmt::format("--backend {} needs two ranks or more", backend));
+  set("MLX_RANK", std::to_string(rank));
+  if (backend == "ring") {
+    const HostFile hosts(rank, endpoints);
+    set("MLX_HOSTFILE", hosts.path());
+    return init(backend);
+  }
+  if (backend == "jaccl") {
+    if (!std::getenv("MLX_IBV_DEVICES")) {
+      throw InputError(
+          "--backend jaccl: set MLX_IBV_DEVICES to the file of RDMA devices on every machine (MLX's "
+          "documentation of jaccl)");
+    }
+    set("MLX_JACCL_COORDINATOR", first_address(endpoints.front()));
+    return init(backend);
+  }
+  set("NCCL_HOST_IP", endpoints.front().addresses.front());
+  set("NCCL_PORT", std::to_string(endpoints.front().port));
+  set("MLX_WORLD_SIZE", std::to_string(endpoints.size()));
+  return init(backend);
+}
+
+}  // namespace tandem::parallel
