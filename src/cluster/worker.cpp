@@ -116,6 +116,8 @@ int ranks_of(const Start& start) {
 mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
   parallel::TcpListener listener(start.loopback);
   const auto& endpoint = listener.endpoint();
+  // MLX takes the port: a peer must not reach us there first.
+  if (start.backend != "auto" && start.backend != "tcp") listener.close();
   const int ranks = ranks_of(start);
   channel.send({{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port,
                                         parallel::automatic_backends(ranks, start.ranks_on_host == ranks)}}});
@@ -128,9 +130,10 @@ mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
   }
   const std::string backend = parallel::choose_backend(start.backend, offers);
   if (backend != "tcp") {
-    listener.close();  // MLX takes the port
-    if (backend == "nccl") mx::set_default_device({mx::Device::gpu, start.rank});
-    return parallel::join_mlx_group(backend, start.rank, endpoints);
+    listener.close();
+    const auto group = parallel::join_mlx_group(backend, start.rank, endpoints);
+    if (backend == "nccl") mx::set_default_device({mx::Device::gpu, start.rank});  // a GPU for each rank
+    return group;
   }
   return parallel::join_tcp_group(
       listener, start.rank, endpoints, join.secret,

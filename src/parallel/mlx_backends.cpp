@@ -22,7 +22,9 @@ void set(const char* name, const std::string& value) { ::setenv(name, value.c_st
 
 std::string first_address(const Endpoint& endpoint) {
   const std::string& address = endpoint.addresses.front();
-  return fmt::format(address.find(':') == std::string::npos ? "{}:{}" : "[{}]:{}", address, endpoint.port);
+  const bool is_ipv6 = address.find(':') != std::string::npos;
+  return is_ipv6 ? fmt::format("[{}]:{}", address, endpoint.port)
+                 : fmt::format("{}:{}", address, endpoint.port);
 }
 
 // The file that MLX's ring reads: every rank's address.
