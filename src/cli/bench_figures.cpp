@@ -99,7 +99,8 @@ Spread Phase::tokens_per_s() const {
 
 TimeShares shares_of(const StepTime& time, double wall_s) {
   if (wall_s <= 0) return {};
-  const double compute = (time.step_s - time.link_s) / wall_s, link = time.link_s / wall_s;
+  const double whole = std::max(wall_s, time.step_s);  // steps that no token waits for count too
+  const double compute = (time.step_s - time.link_s) / whole, link = time.link_s / whole;
   return {compute, link, std::max(0.0, 1 - compute - link)};
 }
 
