@@ -32,7 +32,11 @@ def run_pair(commands, environments):
     started = [subprocess.Popen([str(word) for word in command], env={**os.environ, **more}, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                for command, more in zip(commands, environments)]
-    results = [process.communicate(timeout=TIMEOUT_S) for process in started]
+    try:
+        results = [process.communicate(timeout=TIMEOUT_S) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     for process, command, (_, errors) in zip(started, commands, results):
         if process.returncode:
             raise RuntimeError(f"{command[0]} … ended with {process.returncode}: {errors[-500:]}")
@@ -97,9 +101,12 @@ def iperf3_both_ways(names, addresses):
     inside = [["ip", "netns", "exec", name] for name in names]
     server = subprocess.Popen([*inside[0], "iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
     time.sleep(0.5)
-    done = subprocess.run([*inside[1], "iperf3", "-c", addresses[0], "--bidir", "-t", "5", "-J"], capture_output=True,
-                          text=True, timeout=TIMEOUT_S)
-    server.wait(timeout=10)
+    try:
+        done = subprocess.run([*inside[1], "iperf3", "-c", addresses[0], "--bidir", "-t", "5", "-J"], check=True,
+                              capture_output=True, text=True, timeout=TIMEOUT_S)
+    finally:
+        server.kill()
+        server.wait()
     sums = json.loads(done.stdout)["end"]
     return (sums["sum_received"]["bits_per_second"] + sums["sum_received_bidir_reverse"]["bits_per_second"]) / 2e6
 

@@ -1,7 +1,6 @@
 #include "kernels/attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 
@@ -212,10 +211,38 @@ class Attention : public ReferencedPrimitive {
 
 }  // namespace
 
+namespace {
+
+void check(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionHeads& heads,
+           const std::vector<AttentionRows>& sequences) {
+  int rows = 0;
+  for (const auto& sequence : sequences) rows += sequence.tokens;
+  const int queries = static_cast<int>(heads.kv_of_query.size());
+  const bool whole_heads =
+      heads.kv_heads > 0 && k.shape(1) % heads.kv_heads == 0 && v.shape(1) % heads.kv_heads == 0;
+  if (!whole_heads || q.shape(1) != queries * (k.shape(1) / heads.kv_heads))
+    throw std::invalid_argument("attention: q, k and v do not have the heads' widths");
+  if (rows != q.shape(0) || rows != k.shape(0) || rows != v.shape(0))
+    throw std::invalid_argument("attention: q, k and v do not have the sequences' rows");
+  for (const int head : heads.kv_of_query) {
+    if (head < 0 || head >= heads.kv_heads)
+      throw std::invalid_argument("attention: a query head reads no head");
+  }
+  for (const auto& sequence : sequences) {
+    const auto* panels = sequence.held ? sequence.held->panels.get() : nullptr;
+    if (panels && (panels->heads() != heads.kv_heads || panels->key_dim() * heads.kv_heads != k.shape(1) ||
+                   panels->value_dim() * heads.kv_heads != v.shape(1)))
+      throw std::invalid_argument("attention: what is held has other heads");
+  }
+}
+
+}  // namespace
+
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionHeads& heads,
                     const std::vector<AttentionRows>& sequences, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device == mx::Device::gpu) return attention_by_mlx(q, k, v, heads, sequences, stream);
+  check(q, k, v, heads, sequences);
   const int value_dim = v.shape(1) / heads.kv_heads;
   std::vector<Sequence> parts;
   int rows = 0;
@@ -234,8 +261,6 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
     }
     rows += sequence.tokens;
   }
-  if (rows != q.shape(0) || rows != k.shape(0) || rows != v.shape(0))
-    throw std::invalid_argument("attention: q, k and v do not have the sequences' rows");
   const auto reference = [heads, sequences, stream, alone](const std::vector<mx::array>& in) {
     if (!alone) throw std::logic_error("attention: no gradient of a sequence that continues another");
     return std::vector{attention_by_mlx(in[0], in[1], in[2], heads, sequences, stream)};

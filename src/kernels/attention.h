@@ -27,10 +27,12 @@ struct AttentionRows {
 // q [T, Hq * D], k [T, Hkv * D], v [T, Hkv * Dv], the sequences' rows one after the other → [T, Hq * Dv].
 // On a CPU stream all become float32; the softmax runs over blocks of keys at absolute positions, so that the
 // bits of a row depend neither on its neighbours nor on how its sequence was cut into calls, and no matrix of
-// scores is ever whole. On a GPU stream: MLX's scaled_dot_product_attention, sequence by sequence.
-// Gradients by q, k and v of sequences that stand alone, by a reference that holds the scores of a sequence.
-// What a call appends is there for the next one once its result is evaluated: evaluate before the next call
-// on the same `held`.
+// scores is ever whole. (Of finite values: what is not finite in v may show in other rows of its block.) On a
+// GPU stream: MLX's scaled_dot_product_attention, sequence by sequence. Gradients by q, k and v of sequences
+// that stand alone, by a reference that holds the scores of a sequence. std::invalid_argument where the
+// shapes do not fit together. `held` counts the rows of a call from the call on: drop it when a call is never
+// evaluated. What a call appends is there for the next one once its result is evaluated: evaluate before the
+// next call on the same `held`.
 mlx::core::array attention(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
                            const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
                            mlx::core::StreamOrDevice s = {});

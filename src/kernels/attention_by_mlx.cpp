@@ -58,6 +58,7 @@ mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::arr
   const int query_heads = static_cast<int>(heads.kv_of_query.size());
   std::vector<mx::array> results;
   int first = 0;
+  const int width = query_heads * (v.shape(1) / heads.kv_heads);
   for (const auto& sequence : sequences) {
     const int end = first + sequence.tokens, start = sequence.held ? sequence.held->length : 0;
     mx::array keys = to_heads(k, first, end, heads.kv_heads, s),
@@ -80,7 +81,7 @@ mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::arr
         mx::expand_dims(values, 0, s), heads.scale, slides ? "array" : (sequence.tokens > 1 ? "causal" : ""),
         mask, std::nullopt, false, s);
     results.push_back(
-        mx::reshape(mx::transpose(mx::squeeze(y, 0, s), {1, 0, 2}, s), {sequence.tokens, -1}, s));
+        mx::reshape(mx::transpose(mx::squeeze(y, 0, s), {1, 0, 2}, s), {sequence.tokens, width}, s));
     first = end;
   }
   return results.size() == 1 ? results.front() : mx::concatenate(results, 0, s);

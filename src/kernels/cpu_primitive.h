@@ -48,10 +48,15 @@ class ReferencedPrimitive : public CpuPrimitive {
                                     const std::vector<mlx::core::array>& cotangents,
                                     const std::vector<int>& argnums,
                                     const std::vector<mlx::core::array>&) override {
-    const auto all = mlx::core::vjp(reference_, primals, cotangents).second;
+    // By the wanted ones alone: others, such as ids, may have none.
     std::vector<mlx::core::array> wanted;
-    for (const int argnum : argnums) wanted.push_back(all[argnum]);
-    return wanted;
+    for (const int argnum : argnums) wanted.push_back(primals[argnum]);
+    const auto of_wanted = [&](const std::vector<mlx::core::array>& in) {
+      auto all = primals;
+      for (std::size_t i = 0; i < in.size(); ++i) all[argnums[i]] = in[i];
+      return reference_(all);
+    };
+    return mlx::core::vjp(of_wanted, wanted, cotangents).second;
   }
 
  private:

@@ -1,6 +1,7 @@
 #include "kernels/fused.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <unordered_map>
 #include <utility>
@@ -119,10 +120,10 @@ class Tracer {
  public:
   Place visit(const mx::array& array) {
     if (!is_step(array)) return input(array);
-    const auto* key = &array.primitive();
+    const auto key = array.outputs().front().id();
     auto found = steps_.find(key);
     if (found == steps_.end()) found = steps_.emplace(key, add_step(array)).first;
-    return {found->second, position(array)};
+    return {found->second, array.sibling_position()};
   }
 
   Program program;
@@ -133,13 +134,6 @@ class Tracer {
     return array.status() == mx::array::Status::unscheduled && array.has_primitive() &&
            dynamic_cast<const CpuPrimitive*>(&array.primitive()) != nullptr &&
            dynamic_cast<const Fused*>(&array.primitive()) == nullptr;
-  }
-
-  static int position(const mx::array& array) {
-    const auto all = array.outputs();
-    return static_cast<int>(
-        std::find_if(all.begin(), all.end(), [&](auto& one) { return one.id() == array.id(); }) -
-        all.begin());
   }
 
   Place input(const mx::array& array) {
@@ -161,7 +155,7 @@ class Tracer {
     return static_cast<int>(program.steps.size()) - 1;
   }
 
-  std::unordered_map<const mx::Primitive*, int> steps_;
+  std::unordered_map<std::uintptr_t, int> steps_;  // by the id of their first output
 };
 
 }  // namespace

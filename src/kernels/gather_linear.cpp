@@ -3,7 +3,6 @@
 #include <mlx/ops.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 
@@ -66,7 +65,7 @@ void fill_strays(const Call& call, int experts) {
   }
 }
 
-// Calls rows(share, x, y) for each expert with its rows side by side, and puts what comes where it belongs.
+// Calls run(sorted, x, y) with the rows of each expert side by side, and puts what comes where it belongs.
 void by_expert(const Call& call, int experts,
                const std::function<void(const Sorted&, const float*, float*)>& run) {
   const Sorted sorted = sort_by_expert(call.ids, call.pairs, experts);

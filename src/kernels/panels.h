@@ -63,7 +63,7 @@ constexpr std::int64_t panel_bytes(const PanelShape& shape) {
   return (shape.in + unit_inputs(shape) - 1) / unit_inputs(shape) * unit_bytes(shape);
 }
 
-// How the rows of x are given to the loops. Rows come in tiles of PanelLoops::tile_rows, the last one
+// How the rows of x are given to the loops. Rows come in tiles of tile_rows(), the last one
 // smaller; a tile of m rows is
 //   f32   [in][m] float
 //   bf16  [in / 2][m][2] bfloat16, rounded to nearest even

@@ -73,10 +73,11 @@ class Add : public ReferencedPrimitive {
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     return [x = inputs[0].data<float>(), bias = inputs[1].data<float>(), y = result_of(outputs[0]),
-            size = inputs[1].size(), all = inputs[0].size()] {
-      for (std::size_t first = 0; first < all; first += size) {
-        for (std::size_t i = 0; i < size; ++i) y[first + i] = x[first + i] + bias[i];
-      }
+            size = static_cast<std::int64_t>(inputs[1].size()),
+            rows = static_cast<std::int64_t>(inputs[0].size() / inputs[1].size())] {
+      parallel_rows(rows, size, [&](std::int64_t r) {
+        for (std::int64_t i = 0; i < size; ++i) y[r * size + i] = x[r * size + i] + bias[i];
+      });
     };
   }
   const char* name() const override { return "TandemAdd"; }
@@ -213,7 +214,10 @@ Angles angles_at(const mx::array& positions, const mx::array& wavelengths, float
   const mx::Stream stream = mx::to_stream(s);
   const mx::array turns =
       mx::divide(mx::expand_dims(mx::astype(positions, mx::float32, stream), 1, stream), wavelengths, stream);
-  const auto scaled = [&](const mx::array& x) { return mx::multiply(x, mx::array(factor), stream); };
+  const auto scaled = [&](const mx::array& x) {
+    const mx::array y = mx::multiply(x, mx::array(factor), stream);
+    return stream.device == mx::Device::cpu ? as_float_rows(y, stream) : y;
+  };
   return {2 * wavelengths.shape(0),      positions, wavelengths, factor, scaled(mx::cos(turns, stream)),
           scaled(mx::sin(turns, stream))};
 }
@@ -226,7 +230,7 @@ std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& 
     for (const auto& x : rows) turned.push_back(rotate_on_gpu(x, angles, head_dim, stream));
     return turned;
   }
-  std::vector<mx::array> inputs{as_float_rows(angles.cosines, stream), as_float_rows(angles.sines, stream)};
+  std::vector<mx::array> inputs{angles.cosines, angles.sines};
   std::vector<mx::Shape> shapes;
   for (const auto& x : rows) {
     inputs.push_back(as_float_rows(x, stream));

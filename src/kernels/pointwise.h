@@ -37,7 +37,7 @@ struct Angles {
   mlx::core::array positions;       // [T] int32
   mlx::core::array wavelengths;     // [dims / 2] float32: positions to a turn of one radian
   float factor = 1;                 // multiplies cosines and sines
-  mlx::core::array cosines, sines;  // [T, dims / 2] float32
+  mlx::core::array cosines, sines;  // [T, dims / 2] float32, row-major on a CPU
 };
 Angles angles_at(const mlx::core::array& positions, const mlx::core::array& wavelengths, float factor,
                  mlx::core::StreamOrDevice s = {});

@@ -16,7 +16,7 @@ enum class ReduceOp { sum, max, min };
 void reduce(ReduceOp op, mlx::core::Dtype dtype, std::span<const char* const> parts, char* out,
             std::size_t count);
 
-// The same of the sum of bfloat16 parts, kept in float32.
+// The sum of bfloat16 parts, in rank order, as float32; `out` overlaps none of them.
 void sum_bfloat16(std::span<const char* const> parts, float* out, std::size_t count);
 
 // To bfloat16, to nearest, ties to even, and back. `to` and `from` do not overlap.

@@ -47,7 +47,9 @@ class TcpListener {
 // What float32 sums are on their way as.
 enum class Wire : std::uint8_t {
   float32,
-  bfloat16,  // half the bytes: every rank's part is rounded, its own too; the sum is float32
+  // Half the bytes: every rank's part is rounded, its own too, and added in float32; the sum is rounded as
+  // well where three ranks or more reduce in parts (limits::direct_reduce_bytes).
+  bfloat16,
 };
 
 struct TcpOptions {
@@ -78,7 +80,8 @@ mlx::core::distributed::Group join_tcp_group(const TcpListener& listener, int ra
 // Throws the ClusterError that ended the group, if one did. Does nothing for groups of MLX's own backends.
 void check(const mlx::core::distributed::Group& group);
 
-// From now on options.collective is this. Does nothing for groups of MLX's own backends.
+// From now on options.collective is this. Like link_use(), it waits for an exchange under way in another
+// thread. Does nothing for groups of MLX's own backends.
 void set_timeout(const mlx::core::distributed::Group& group, std::chrono::milliseconds timeout);
 
 // What the group's collectives and those of its subgroups have cost; zeros for groups of MLX's own backends.

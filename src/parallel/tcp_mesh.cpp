@@ -187,7 +187,7 @@ void TcpMesh::exchange(const Operation& operation, std::span<const Transfer> tra
   for (const auto& transfer : transfers) flows.emplace_back(peers_[transfer.peer], transfer, operation);
   try {
     run(flows);
-  } catch (const ClusterError& error) {
+  } catch (const std::exception& error) {
     breakage_ = error.what();
     broken_ = true;
     throw;

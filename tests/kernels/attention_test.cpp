@@ -8,8 +8,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/attention_by_mlx.h"
-#include "kernels/linear.h"
+#include "kernels/gradients.h"
+#include "kernels/products.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -185,23 +185,20 @@ TEST_F(AttentionTest, GradientsAreThoseOfTheDefinition) {
   const auto loss = [&](const std::vector<mx::array>& in) {
     return mx::sum(mx::multiply(run({in[0], in[1], in[2]}, heads, {{5}, {7}}), c));
   };
-  const auto gradients = mx::value_and_grad(loss, {0, 1, 2})({x.q, x.k, x.v}).second;
-  const std::vector<mx::array> at{x.q, x.k, x.v};
-  for (std::size_t i = 0; i < 3; ++i) {
-    const mx::array direction = mx::random::normal(at[i].shape());
-    const float h = 1e-2F;
-    auto up = at, down = at;
-    up[i] = mx::add(at[i], mx::multiply(direction, mx::array(h)));
-    down[i] = mx::subtract(at[i], mx::multiply(direction, mx::array(h)));
-    const float rise = mx::subtract(loss(up), loss(down)).item<float>() / (2 * h);
-    EXPECT_NEAR(rise, mx::sum(mx::multiply(gradients[i], direction)).item<float>(),
-                0.02 * std::abs(rise) + 2e-2);
-  }
+  expect_gradients(loss, {x.q, x.k, x.v}, 2e-2);
 }
 
 TEST_F(AttentionTest, RefusesRowsThatNoSequenceHas) {
   const auto heads = grouped(2, 1, 8);
-  EXPECT_THROW(run(random_rows(4, heads, 8, 8), heads, {{3}}), std::invalid_argument);
+  const Qkv x = random_rows(4, heads, 8, 8);
+  KeyValues held;
+  EXPECT_THROW(run(x, heads, {{3, &held}}), std::invalid_argument);
+  EXPECT_EQ(held.length, 0);
+  EXPECT_THROW(run({x.k, x.k, x.v}, heads, {{4}}), std::invalid_argument);
+  EXPECT_THROW(run(x, {{0, 1}, 1}, {{4}}), std::invalid_argument);
+  mx::eval(run(x, heads, {{4, &held}}));
+  EXPECT_THROW(run(random_rows(4, grouped(2, 1, 16), 16, 16), grouped(2, 1, 16), {{4, &held}}),
+               std::invalid_argument);
 }
 
 }  // namespace

@@ -89,5 +89,20 @@ TEST(Fused, HasTheGradientOfItsOperations) {
   EXPECT_TRUE(mx::allclose(found, expected, 1e-5, 1e-6).item<bool>());
 }
 
+// What has no gradient, as ids have none, is in the way of no other's.
+TEST(Fused, HasGradientsByTheWantedInputsAlone) {
+  const Weights w = random_weights();
+  const Matrix table = pack({mx::random::normal({10, 32}), std::nullopt, nullptr});
+  const mx::array ids({3, 7}, {2});
+  const auto loss = [&](bool fuse) {
+    return [&, fuse](const mx::array& norm) {
+      const mx::array y = linear(rms_norm(rows(table, ids, cpu), norm, 1e-5F, cpu), w.gate, cpu);
+      return mx::sum(mx::square(fuse ? fused({y}).front() : y));
+    };
+  };
+  EXPECT_TRUE(
+      mx::allclose(mx::grad(loss(true))(w.norm), mx::grad(loss(false))(w.norm), 1e-5, 1e-6).item<bool>());
+}
+
 }  // namespace
 }  // namespace tandem::kernels

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <functional>
 
+#include "kernels/gradients.h"
 #include "kernels/linear.h"
 #include "kernels/threads.h"
 
@@ -140,20 +141,8 @@ TEST_F(GatherLinearTest, GradientsAgreeWithFiniteDifferences) {
   const mx::array ids = choices(4, 2), c = mx::random::normal({4, 2, out});
   using Forward = std::function<mx::array(const std::vector<mx::array>&)>;
   const auto check = [&](const std::vector<mx::array>& at, const Forward& forward) {
-    const auto loss = [&](const std::vector<mx::array>& in) { return mx::sum(mx::multiply(forward(in), c)); };
-    std::vector<int> argnums;
-    for (std::size_t i = 0; i < at.size(); ++i) argnums.push_back(static_cast<int>(i));
-    const auto gradients = mx::value_and_grad(loss, argnums)(at).second;
-    for (std::size_t i = 0; i < at.size(); ++i) {
-      const mx::array direction = mx::random::normal(at[i].shape());
-      const mx::array h(1e-2F);
-      auto up = at, down = at;
-      up[i] = mx::add(at[i], mx::multiply(direction, h));
-      down[i] = mx::subtract(at[i], mx::multiply(direction, h));
-      const float rise = mx::subtract(loss(up), loss(down)).item<float>() / 2e-2F;
-      EXPECT_NEAR(rise, mx::sum(mx::multiply(gradients[i], direction)).item<float>(),
-                  0.01 * std::abs(rise) + 0.2);
-    }
+    expect_gradients([&](const std::vector<mx::array>& in) { return mx::sum(mx::multiply(forward(in), c)); },
+                     at, 0.2);
   };
   for (const auto& kind : every_kind()) {
     const Experts packed = pack(kind);
