@@ -154,6 +154,14 @@ def make(name, folder, seed):
             "note": VARIANTS[name][4], "cases": cases, "perplexity": {"ids": ids, "mean_nll": nll}}
 
 
+def write_golden(folder, golden):
+    """golden.json, a case a line."""
+    cases = ",\n".join(json.dumps(case) for case in golden.pop("cases"))
+    rest = json.dumps(golden)
+    (folder / "golden.json").write_text(f'{rest[:-1]}, "cases": [\n{cases}\n]}}\n')
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -167,11 +175,8 @@ def main():
                 break
         else:
             raise SystemExit(f"{name}: no seed of 100 has clear greedy choices")
-        cases = ",\n".join(json.dumps(case) for case in golden.pop("cases"))
-        rest = json.dumps(golden)
-        (folder / "golden.json").write_text(f'{rest[:-1]}, "cases": [\n{cases}\n]}}\n')
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        print(f"{name}: seed {seed}, {size / 1000:.0f} kB")
+        print(f"{name}: seed {seed}, {write_golden(folder, golden) / 1000:.0f} kB")
 
 
-main()
+if __name__ == "__main__":
+    main()
