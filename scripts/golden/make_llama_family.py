@@ -77,11 +77,11 @@ def randomize(model, seed):
             parameter.copy_(values)
 
 
-def load(folder, edit=lambda config: None):
+def load(folder, edit=lambda config: None, **options):
     config = AutoConfig.from_pretrained(folder)
     edit(config)
     return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32,
-                                                attn_implementation="eager").eval()
+                                                attn_implementation="eager", **options).eval()
 
 
 def save(name, folder, seed):
