@@ -48,7 +48,8 @@ inline constexpr std::size_t read_chunk_bytes = 16u << 20;
 
 // Requests.
 inline constexpr int prefill_chunk_tokens = 512;
-inline constexpr int score_chunk_tokens = 128;  // every row of it has logits
+inline constexpr int score_chunk_tokens = 128;      // every row of it has logits
+inline constexpr std::size_t batch_sequences = 32;  // that a step computes at once
 inline constexpr std::size_t queued_requests = 256;
 inline constexpr std::size_t worker_inbox = 4096;  // messages; more than requests and their cancels can be
 inline constexpr milliseconds interrupt_poll{50};  // how soon Ctrl-C is seen

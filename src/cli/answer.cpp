@@ -62,6 +62,14 @@ class EventStream {
     }
   }
 
+  engine::DoneEvent wait_for_end(const std::function<void(int)>& on_token) {
+    while (true) {
+      const auto event = next();
+      if (const auto* token = std::get_if<engine::TokenEvent>(&event)) on_token(token->token);
+      if (const auto* done = std::get_if<engine::DoneEvent>(&event)) return *done;
+    }
+  }
+
  private:
   using Item = std::variant<engine::Event, Lost>;
 
@@ -98,11 +106,16 @@ double Answer::prefill_tokens_per_s() const { return rate(done.prompt_tokens, do
 engine::DoneEvent generate_ids(cluster::Conductor& conductor, engine::GenerateRequest request,
                                const std::function<void(int)>& on_token) {
   EventStream events(conductor, std::move(request));
-  while (true) {
-    const auto event = events.next();
-    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) on_token(token->token);
-    if (const auto* done = std::get_if<engine::DoneEvent>(&event)) return *done;
-  }
+  return events.wait_for_end(on_token);
+}
+
+std::vector<engine::DoneEvent> generate_all(cluster::Conductor& conductor,
+                                            std::vector<engine::GenerateRequest> requests) {
+  std::vector<EventStream> streams;
+  for (auto& request : requests) streams.emplace_back(conductor, std::move(request));
+  std::vector<engine::DoneEvent> ends;
+  for (auto& stream : streams) ends.push_back(stream.wait_for_end([](int) {}));
+  return ends;
 }
 
 Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,

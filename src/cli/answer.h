@@ -25,6 +25,10 @@ struct Answer {
 engine::DoneEvent generate_ids(cluster::Conductor& conductor, engine::GenerateRequest request,
                                const std::function<void(int)>& on_token);
 
+// Generates for all requests at once; how each ended, in their order.
+std::vector<engine::DoneEvent> generate_all(cluster::Conductor& conductor,
+                                            std::vector<engine::GenerateRequest> requests);
+
 // Generates, giving text to `on_text` as it comes. Ctrl-C ends the answer (FinishReason::cancelled), not the
 // program. InputError where the request is refused, ClusterError where the group is lost.
 Answer generate(cluster::Conductor& conductor, const text::Tokenizer& tokenizer,

@@ -64,41 +64,52 @@ Subject find_subject(const BenchFlags& flags) {
 // One model under measurement.
 class Bench {
  public:
-  Bench(cluster::Conductor& conductor, const models::ModelConfig& config)
-      : conductor_(conductor), vocabulary_(config.sizes.vocabulary) {}
+  Bench(cluster::Conductor& conductor, const models::ModelConfig& config, int batch)
+      : conductor_(conductor), vocabulary_(config.sizes.vocabulary), batch_(batch) {}
 
-  // The prompt's tokens, then one more.
+  // The prompts' tokens, then one more of each.
   void prefill(int tokens, Phase& phase) {
-    const auto done = ask(tokens, 1, phase);
-    phase.tokens = tokens;
-    phase.seconds.push_back(done.prefill_s);
+    const double seconds =
+        ask(tokens, 1, phase, [](const engine::DoneEvent& done) { return done.queued_s + done.prefill_s; });
+    phase.tokens = batch_ * tokens;
+    phase.seconds.push_back(seconds);
   }
 
-  // From the first token's on, as many as `tokens`; their context starts empty.
+  // From the first token's on, as many as `tokens` of each sequence; their contexts start empty.
   void decode(int tokens, Phase& phase) {
-    const auto done = ask(1, tokens + 1, phase);
-    phase.tokens = tokens;
-    phase.seconds.push_back(done.decode_s);
+    const double seconds =
+        ask(1, tokens + 1, phase, [](const engine::DoneEvent& done) { return done.decode_s; });
+    phase.tokens = batch_ * tokens;
+    phase.seconds.push_back(seconds);
   }
 
  private:
-  engine::DoneEvent ask(int prompt, int generate, Phase& phase) {
-    engine::GenerateRequest request{.max_tokens = generate};  // without end ids: none ends it
-    request.sampling.temperature = 0;
-    for (int i = 0; i < prompt; ++i)
-      request.prompt.push_back(static_cast<int>(random_() % static_cast<unsigned>(vocabulary_)));
+  // The seconds of the request that took longest, by `seconds_of`.
+  template <typename SecondsOf>
+  double ask(int prompt, int generate, Phase& phase, SecondsOf seconds_of) {
+    std::vector<engine::GenerateRequest> requests(batch_);
+    for (auto& request : requests) {
+      request.max_tokens = generate;  // without end ids: none ends it
+      request.sampling.temperature = 0;
+      for (int i = 0; i < prompt; ++i)
+        request.prompt.push_back(static_cast<int>(random_() % static_cast<unsigned>(vocabulary_)));
+    }
     const auto before = times_;
-    const auto done = generate_ids(conductor_, std::move(request), [](int) {});
-    ++ended_;
+    double seconds = 0, wall_s = 0;
+    for (const auto& done : generate_all(conductor_, std::move(requests))) {
+      seconds = std::max(seconds, seconds_of(done));
+      wall_s = std::max(wall_s, done.queued_s + done.prefill_s + done.decode_s);
+    }
+    phase.wall_s += wall_s;
+    ended_ += static_cast<std::uint64_t>(batch_);
     times_ = wait_for_times();
-    phase.wall_s += done.prefill_s + done.decode_s;
     phase.ranks.resize(times_.size());
     for (std::size_t i = 0; i < times_.size(); ++i) {
       const StepTime first = i < before.size() ? before[i] : StepTime{};
       phase.ranks[i].step_s += times_[i].step_s - first.step_s;
       phase.ranks[i].link_s += times_[i].link_s - first.link_s;
     }
-    return done;
+    return seconds;
   }
 
   // The ranks' times, once each has told them for the request that has just ended.
@@ -121,6 +132,7 @@ class Bench {
 
   cluster::Conductor& conductor_;
   int vocabulary_;
+  int batch_;
   std::mt19937 random_{1};
   std::uint64_t ended_ = 0;
   std::vector<StepTime> times_;
@@ -129,10 +141,6 @@ class Bench {
 void check(const BenchFlags& flags) {
   if (flags.model.empty() == flags.shape.empty()) {
     throw InputError("give MODEL, or --shape FILE.json for random weights: one of the two");
-  }
-  if (flags.batch != 1) {
-    throw InputError(
-        fmt::format("--batch {}: this version computes one sequence at a time; give --batch 1", flags.batch));
   }
   if (flags.prompt == 0 && flags.generate == 0) {
     throw InputError("--prompt 0 and --generate 0 leave nothing to measure");
@@ -144,13 +152,13 @@ void run(const BenchFlags& flags) {
   const Subject subject = find_subject(flags);
   const auto plan = make_plan(flags.cluster, subject.config);
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape);
-  Bench bench(*conductor, subject.config);
+  Bench bench(*conductor, subject.config, flags.batch);
   Phase warm_up;
   if (flags.prompt > 0) bench.prefill(std::min(flags.prompt, limits::prefill_chunk_tokens), warm_up);
   if (flags.generate > 0) bench.decode(1, warm_up);
   const int ranks = plan.world_size();
   BenchFigures figures{subject.name, subject.weights, fmt::format("{} rank{}", ranks, ranks > 1 ? "s" : ""),
-                       flags.repeat};
+                       flags.repeat, flags.batch};
   for (int i = 0; i < flags.repeat; ++i) {
     if (flags.prompt > 0) bench.prefill(flags.prompt, figures.prefill);
     if (flags.generate > 0) bench.decode(flags.generate, figures.decode);
@@ -181,8 +189,8 @@ void add_bench(CLI::App& program) {
   verb->add_option("--generate", flags->generate, "Tokens to decode after a prompt of one; 0: no decode")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
-  verb->add_option("--batch", flags->batch, "Sequences at a time; this version computes one")
-      ->check(CLI::Range(1, 1 << 16))
+  verb->add_option("--batch", flags->batch, "Sequences computed at a time")
+      ->check(CLI::Range(1, static_cast<int>(limits::batch_sequences)))
       ->capture_default_str();
   verb->add_option("--repeat", flags->repeat, "Times to measure, after a warm-up that does not count")
       ->check(CLI::Range(1, 1 << 16))

@@ -12,9 +12,9 @@ namespace {
 std::string percent(double share) { return fmt::format("{:.1f} %", 100 * share); }
 std::string gigabytes_per_s(double bytes_per_s) { return fmt::format("{:.2f} GB/s", bytes_per_s / 1e9); }
 
-// What a rank reads of its weights in decoding.
+// What a rank reads of its weights in decoding: all of them for a token of each sequence.
 double read_bytes_per_s(const BenchFigures& figures, const cluster::RankState& rank) {
-  return static_cast<double>(rank.ready->step_bytes) * figures.decode.tokens_per_s().median;
+  return static_cast<double>(rank.ready->step_bytes) * figures.decode.tokens_per_s().median / figures.batch;
 }
 
 double read_bytes_per_s(const BenchFigures& figures) {
@@ -105,13 +105,17 @@ TimeShares shares_of(const StepTime& time, double wall_s) {
 }
 
 std::string describe(const BenchFigures& figures) {
-  return fmt::format("{}{}{}, {}, {} repeats\n{}\n{}", figures.model, figures.weights.empty() ? "" : ", ",
-                     figures.weights, figures.plan, figures.repeat, describe_speeds(figures),
+  const std::string batch = figures.batch > 1 ? fmt::format(", {} sequences at a time", figures.batch) : "";
+  return fmt::format("{}{}{}, {}{}, {} repeats\n{}\n{}", figures.model, figures.weights.empty() ? "" : ", ",
+                     figures.weights, figures.plan, batch, figures.repeat, describe_speeds(figures),
                      describe_ranks(figures));
 }
 
 nlohmann::json to_json(const BenchFigures& figures, nlohmann::json ranks) {
-  nlohmann::json object{{"model", figures.model}, {"weights", figures.weights}, {"repeat", figures.repeat}};
+  nlohmann::json object{{"model", figures.model},
+                        {"weights", figures.weights},
+                        {"batch", figures.batch},
+                        {"repeat", figures.repeat}};
   const auto add = [&](const char* name, const Phase& phase) {
     if (phase.tokens == 0) return;
     object[name] = json_of(phase);

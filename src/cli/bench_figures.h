@@ -42,6 +42,7 @@ struct BenchFigures {
   std::string weights;  // "4 bit, groups of 64", "bf16", …: empty where the files decide
   std::string plan;     // "1 rank", "2 ranks"
   int repeat = 0;
+  int batch = 1;  // sequences computed at a time
   Phase prefill, decode;
   std::vector<cluster::RankState> ranks;
 };

@@ -122,37 +122,53 @@ std::vector<int> Scheduler::wanted_rows(const Sequence& sequence, int tokens) co
 StepPlan Scheduler::next(double now_s) {
   StepPlan plan;
   plan.released_slots = std::exchange(released_, {});
-  if (queue_.empty()) return plan;
-  Sequence& sequence = queue_.front();
-  if (sequence.started_s < 0) sequence.started_s = now_s;
-  const bool scores = std::holds_alternative<ScoreRequest>(sequence.request);
-  const int chunk = scores ? limits::score_chunk_tokens : limits::prefill_chunk_tokens;
-  const int tokens = std::min(chunk, static_cast<int>(sequence.ids.size()) - sequence.computed);
-  SequenceStep step{sequence.slot, {}, wanted_rows(sequence, tokens)};
-  const auto first = sequence.ids.begin() + sequence.computed;
-  step.tokens.assign(first, first + tokens);
-  plan.sequences.push_back(std::move(step));
+  int prompt_tokens = limits::prefill_chunk_tokens, scored_tokens = limits::score_chunk_tokens;
+  const std::size_t running = std::min(queue_.size(), limits::batch_sequences);
+  for (std::size_t i = 0; i < running; ++i) {
+    Sequence& sequence = queue_[i];
+    const int left = static_cast<int>(sequence.ids.size()) - sequence.computed;
+    int single = 1;  // an answer's next token has its place in every step
+    int& room = sequence.answers()                                       ? single
+                : std::holds_alternative<ScoreRequest>(sequence.request) ? scored_tokens
+                                                                         : prompt_tokens;
+    const int tokens = std::min(left, room);
+    if (tokens == 0) continue;
+    room -= tokens;
+    if (sequence.started_s < 0) sequence.started_s = now_s;
+    const auto first = sequence.ids.begin() + sequence.computed;
+    plan.sequences.push_back({sequence.slot, {first, first + tokens}, wanted_rows(sequence, tokens)});
+  }
   return plan;
 }
 
 std::vector<Event> Scheduler::finish(const StepPlan& plan, std::span<float> rows, double now_s) {
   std::vector<Event> events;
-  if (plan.sequences.empty()) return events;
-  const SequenceStep& step = plan.sequences.front();
-  Sequence& sequence = queue_.front();
-  if (std::holds_alternative<GenerateRequest>(sequence.request)) {
-    sequence.computed += static_cast<int>(step.tokens.size());
-    if (!step.rows.empty()) events = finish_generate(sequence, rows, now_s);
-  } else {
-    events = finish_score(sequence, step, rows);
-    sequence.computed += static_cast<int>(step.tokens.size());
-    if (sequence.computed == sequence.prompt_tokens) {
-      const auto& score = std::get<ScoreRequest>(sequence.request);
-      if (score.nll) events.push_back(NllEvent{score.id, sequence.sum_nll, sequence.prompt_tokens - 1});
-      events.push_back(end(sequence, FinishReason::end, now_s));
-    }
+  for (const SequenceStep& step : plan.sequences) {
+    const auto found = std::find_if(queue_.begin(), queue_.end(),
+                                    [&](const Sequence& sequence) { return sequence.slot == step.slot; });
+    const std::size_t logits = step.rows.size() * static_cast<std::size_t>(limits_.vocabulary);
+    const auto own = finish_step(*found, step, rows.first(logits), now_s);
+    rows = rows.subspan(logits);
+    events.insert(events.end(), own.begin(), own.end());
+    if (!own.empty() && std::holds_alternative<DoneEvent>(own.back())) queue_.erase(found);
   }
-  if (!events.empty() && std::holds_alternative<DoneEvent>(events.back())) queue_.pop_front();
+  return events;
+}
+
+std::vector<Event> Scheduler::finish_step(Sequence& sequence, const SequenceStep& step, std::span<float> rows,
+                                          double now_s) {
+  const auto tokens = static_cast<int>(step.tokens.size());
+  if (std::holds_alternative<GenerateRequest>(sequence.request)) {
+    sequence.computed += tokens;
+    return step.rows.empty() ? std::vector<Event>{} : finish_generate(sequence, rows, now_s);
+  }
+  auto events = finish_score(sequence, step, rows);
+  sequence.computed += tokens;
+  if (sequence.computed == sequence.prompt_tokens) {
+    const auto& score = std::get<ScoreRequest>(sequence.request);
+    if (score.nll) events.push_back(NllEvent{score.id, sequence.sum_nll, sequence.prompt_tokens - 1});
+    events.push_back(end(sequence, FinishReason::end, now_s));
+  }
   return events;
 }
 

@@ -27,7 +27,8 @@ class Scheduler {
   // Nothing to compute and no cache to drop.
   bool idle() const { return queue_.empty() && released_.empty(); }
 
-  // The next step: the oldest request's next chunk of prompt or next token.
+  // The next step of the oldest limits::batch_sequences requests: the next token of each that answers, and of
+  // the prompts as many tokens, the oldest's first, as a step takes.
   StepPlan next(double now_s);
 
   // What the step's logits bring: tokens, ends, scores. `rows` as StepRunner::run() gives them.
@@ -42,17 +43,21 @@ class Scheduler {
     int computed = 0;  // ids in the cache
     double sum_nll = 0;
     double submitted_s = 0, started_s = -1, first_token_s = 0;
+
+    bool answers() const { return computed >= prompt_tokens; }
   };
 
   void check(const Request& request) const;
   std::vector<int> wanted_rows(const Sequence& sequence, int tokens) const;
+  std::vector<Event> finish_step(Sequence& sequence, const SequenceStep& step, std::span<float> rows,
+                                 double now_s);
   std::vector<Event> finish_generate(Sequence& sequence, std::span<float> rows, double now_s);
   std::vector<Event> finish_score(Sequence& sequence, const SequenceStep& step, std::span<float> rows) const;
   DoneEvent end(Sequence& sequence, FinishReason reason, double now_s);
   std::vector<Event> cancel(std::uint64_t id, double now_s);
 
   ServingLimits limits_;
-  std::deque<Sequence> queue_;  // the front one runs
+  std::deque<Sequence> queue_;  // the first limits::batch_sequences run
   std::vector<int> released_;
   int next_slot_ = 0;
 };

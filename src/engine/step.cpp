@@ -94,23 +94,25 @@ StepPlan decode(std::span<const std::uint8_t> bytes) {
 
 std::vector<float> StepRunner::run(const StepPlan& plan) {
   for (const int slot : plan.released_slots) caches_.erase(slot);
-  std::vector<float> rows;
+  if (plan.sequences.empty()) return {};
+  std::vector<int> ids, wanted;  // wanted: rows of all tokens
+  std::vector<models::SequenceRows> sequences;
   for (const auto& sequence : plan.sequences) {
     auto& cache = caches_.try_emplace(sequence.slot, model_.config.layers).first->second;
-    const mx::array hidden =
-        models::forward(model_, int_array(sequence.tokens), cache, context_);  // [T, hidden]
-    if (sequence.rows.empty()) {
-      mx::eval(hidden);
-      continue;
-    }
-    const mx::array wanted = mx::take(hidden, int_array(sequence.rows), 0);
-    mx::array logits =
-        mx::astype(models::logits(model_, wanted, context_), mx::float32);  // [rows, vocabulary]
-    logits = mx::contiguous(logits);
-    mx::eval(logits);
-    rows.insert(rows.end(), logits.data<float>(), logits.data<float>() + logits.size());
+    for (const int row : sequence.rows) wanted.push_back(static_cast<int>(ids.size()) + row);
+    ids.insert(ids.end(), sequence.tokens.begin(), sequence.tokens.end());
+    sequences.push_back({static_cast<int>(sequence.tokens.size()), &cache});
   }
-  return rows;
+  const mx::array hidden = models::forward(model_, int_array(ids), sequences, context_);  // [T, hidden]
+  if (wanted.empty()) {
+    mx::eval(hidden);
+    return {};
+  }
+  mx::array logits =
+      mx::astype(models::logits(model_, mx::take(hidden, int_array(wanted), 0), context_), mx::float32);
+  logits = mx::contiguous(logits);  // [rows, vocabulary]
+  mx::eval(logits);
+  return {logits.data<float>(), logits.data<float>() + logits.size()};
 }
 
 std::size_t StepRunner::cache_bytes() const {

@@ -164,15 +164,26 @@ class TaskRun {
   Scratch* scratch_ = nullptr;
 };
 
+// The new keys and values, a panel of positions to a thread.
+void put(const Inputs& in, const Sequence& sequence, const float* k, const float* v) {
+  KeyValuePanels& panels = *sequence.panels;
+  const int start = sequence.start, end = start + sequence.tokens;
+  panels.reserve(end);
+  const int first_panel = start / panel_outputs, end_panel = (end - 1) / panel_outputs + 1;
+  parallel(end_panel - first_panel, [&](std::int64_t part) {
+    const int panel_start = (first_panel + static_cast<int>(part)) * panel_outputs;
+    for (int p = std::max(start, panel_start); p < std::min(end, panel_start + panel_outputs); ++p) {
+      const std::size_t row = sequence.first_row + p - start;
+      panels.put(p, k + row * panels.heads() * in.key_dim, v + row * panels.heads() * in.value_dim);
+    }
+  });
+}
+
 void run_attention(const Inputs& in, const std::vector<Sequence>& sequences, const float* k, const float* v) {
   std::vector<Task> tasks;
   for (const auto& sequence : sequences) {
-    KeyValuePanels& panels = *sequence.panels;
-    for (int t = 0; t < sequence.tokens; ++t) {
-      const std::size_t row = sequence.first_row + t;
-      panels.put(sequence.start + t, k + row * panels.heads() * in.key_dim,
-                 v + row * panels.heads() * in.value_dim);
-    }
+    const KeyValuePanels& panels = *sequence.panels;
+    put(in, sequence, k, v);
     for (int head = 0; head < panels.heads(); ++head) {
       const int group = static_cast<int>(in.queries_of[head].size());
       if (group == 0) continue;

@@ -7,10 +7,14 @@ namespace tandem::kernels {
 KeyValuePanels::KeyValuePanels(int heads, int key_dim, int value_dim)
     : heads_(heads), key_dim_(key_dim), value_dim_(value_dim) {}
 
+void KeyValuePanels::reserve(int end) {
+  const auto blocks = static_cast<std::size_t>((end + block - 1) / block);
+  while (blocks_.size() < blocks) blocks_.push_back(std::make_unique<float[]>(heads_ * head_floats()));
+}
+
 void KeyValuePanels::put(int position, const float* k, const float* v) {
   const auto index = static_cast<std::size_t>(position / block);
   const int row = position % block;
-  while (blocks_.size() <= index) blocks_.push_back(std::make_unique<float[]>(heads_ * head_floats()));
   for (int head = 0; head < heads_; ++head) {
     float* keys = blocks_[index].get() + head * head_floats();
     float* values = keys + static_cast<std::size_t>(block) * key_dims();

@@ -20,7 +20,10 @@ class KeyValuePanels {
 
   KeyValuePanels(int heads, int key_dim, int value_dim);
 
-  // k [heads * key_dim] and v [heads * value_dim] of position `position`; blocks are added as needed.
+  // Adds blocks until there is room for the positions below `end`.
+  void reserve(int end);
+  // k [heads * key_dim] and v [heads * value_dim] of position `position`, for which there is room. Threads
+  // may put different positions at once.
   void put(int position, const float* k, const float* v);
 
   // Of the positions [index * block, …): [block / 32][key_dims()][32 positions].

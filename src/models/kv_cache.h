@@ -25,4 +25,10 @@ class KvCache {
   std::vector<kernels::KeyValues> layers_;
 };
 
+// Some rows of a step: the tokens that follow what the cache of one sequence holds.
+struct SequenceRows {
+  int tokens = 0;
+  KvCache* cache = nullptr;
+};
+
 }  // namespace tandem::models

@@ -94,9 +94,18 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
   return {mx::array(wavelengths.begin(), {half}), static_cast<float>(config.attention_factor)};
 }
 
-kernels::Angles angles(const Rope& rope, int offset, int tokens) {
-  return kernels::angles_at(mx::arange(offset, offset + tokens, mx::int32), rope.wavelengths,
-                            rope.attention_factor);
+std::vector<int> positions_of(const std::vector<SequenceRows>& sequences) {
+  std::vector<int> positions;
+  for (const auto& sequence : sequences) {
+    const int start = sequence.cache->length();
+    for (int i = 0; i < sequence.tokens; ++i) positions.push_back(start + i);
+  }
+  return positions;
+}
+
+kernels::Angles angles(const Rope& rope, const std::vector<int>& positions) {
+  const mx::array rows(positions.begin(), {static_cast<int>(positions.size())}, mx::int32);
+  return kernels::angles_at(rows, rope.wavelengths, rope.attention_factor);
 }
 
 }  // namespace tandem::models

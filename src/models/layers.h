@@ -11,6 +11,7 @@
 #include "kernels/matrix.h"
 #include "kernels/pointwise.h"
 #include "models/config.h"
+#include "models/kv_cache.h"
 #include "parallel/shard.h"
 
 namespace tandem::models {
@@ -48,7 +49,8 @@ struct Rope {
   float attention_factor = 1;
 };
 Rope make_rope(const RopeConfig& config, int head_dim);
-// The angles of the positions `offset`, ….
-kernels::Angles angles(const Rope& rope, int offset, int tokens);
+// The position of each row of a step.
+std::vector<int> positions_of(const std::vector<SequenceRows>& sequences);
+kernels::Angles angles(const Rope& rope, const std::vector<int>& positions);
 
 }  // namespace tandem::models

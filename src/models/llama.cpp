@@ -116,11 +116,17 @@ LlamaLayer make_layer(const Source& source, int layer) {
 // What a forward pass gives each of its layers.
 struct Pass {
   kernels::Angles angles;
-  KvCache& cache;
+  const std::vector<SequenceRows>& sequences;
+
+  std::vector<kernels::AttentionRows> rows(int layer) const {
+    std::vector<kernels::AttentionRows> all;
+    for (const auto& one : sequences) all.push_back({one.tokens, &one.cache->layer(layer)});
+    return all;
+  }
 };
 
 // This rank's part of the attention's output.
-mx::array attend(const Llama& model, int layer, const mx::array& x, Pass& pass) {
+mx::array attend(const Llama& model, int layer, const mx::array& x, const Pass& pass) {
   const LlamaLayer& w = model.layers[layer];
   const int head_dim = model.config.sizes.head_dim;
   const auto projected = products(x, {&w.query, &w.key, &w.value});
@@ -131,8 +137,8 @@ mx::array attend(const Llama& model, int layer, const mx::array& x, Pass& pass) 
   const kernels::AttentionHeads heads{model.kv_of_query, k.shape(1) / head_dim,
                                       1 / std::sqrt(static_cast<float>(head_dim)),
                                       model.config.windows[layer]};
-  const mx::array y = kernels::attention(rotated[0], rotated[1], projected[2], heads,
-                                         {{x.shape(0), &pass.cache.layer(layer)}});  // [T, Hq * D]
+  const mx::array y =
+      kernels::attention(rotated[0], rotated[1], projected[2], heads, pass.rows(layer));  // [T, Hq * D]
   return products(y, {&w.attention_output}).front();
 }
 
@@ -197,9 +203,10 @@ std::size_t step_bytes(const Llama& model) {
   return sum;
 }
 
-mx::array forward(const Llama& model, const mx::array& ids, KvCache& cache, const Context& context) {
+mx::array forward(const Llama& model, const mx::array& ids, const std::vector<SequenceRows>& sequences,
+                  const Context& context) {
   const float eps = model.config.rms_norm_eps;
-  Pass pass{angles(model.rope, cache.length(), ids.shape(0)), cache};
+  const Pass pass{angles(model.rope, positions_of(sequences)), sequences};
   mx::array x = embed(ids, model.embedding, model.first_id, context);  // [T, hidden]
   mx::array normed = kernels::rms_norm(x, model.layers.front().attention_norm, eps);
   for (int layer = 0; layer < model.config.layers; ++layer) {

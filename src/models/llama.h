@@ -43,9 +43,9 @@ Llama make_llama(const ModelConfig& config, const parallel::Shard& shard,
 // Bytes of the weights that one token's step reads: all but the rows of a separate embedding.
 std::size_t step_bytes(const Llama& model);
 
-// ids [T] that follow what the cache holds → hidden states [T, hidden] after the final norm.
-mlx::core::array forward(const Llama& model, const mlx::core::array& ids, KvCache& cache,
-                         const Context& context);
+// ids [T], the sequences' one after the other → hidden states [T, hidden] after the final norm.
+mlx::core::array forward(const Llama& model, const mlx::core::array& ids,
+                         const std::vector<SequenceRows>& sequences, const Context& context);
 
 // Hidden states [n, hidden] → logits [n, vocabulary].
 mlx::core::array logits(const Llama& model, const mlx::core::array& hidden, const Context& context);

@@ -184,13 +184,13 @@ TEST(SchedulerTest, PromptsGoInChunks) {
   }
 }
 
-TEST(SchedulerTest, OneRequestAtATimeInTheirOrder) {
+TEST(SchedulerTest, RequestsRunTogetherAndAnswerAsAlone) {
   Harness harness;
   harness.submit(greedy(7, {1, 2, 3}, 5));
   harness.submit(ScoreRequest{3, {4, 5}, true});
   harness.submit(greedy(5, {6}, 2));
   harness.run_all();
-  EXPECT_EQ(harness.order_of_ends(), (std::vector<std::uint64_t>{7, 3, 5}));
+  EXPECT_EQ(harness.order_of_ends(), (std::vector<std::uint64_t>{3, 5, 7}));
   EXPECT_EQ(harness.tokens(7), greedy_answer({1, 2, 3}, 5));
   EXPECT_EQ(harness.tokens(5), greedy_answer({6}, 2));
   EXPECT_EQ(harness.runner.slots_held(), 0u);
@@ -199,6 +199,42 @@ TEST(SchedulerTest, OneRequestAtATimeInTheirOrder) {
   EXPECT_TRUE(harness.scheduler.idle());
   EXPECT_TRUE(harness.step().empty());
   EXPECT_TRUE(harness.plan.sequences.empty() && harness.plan.released_slots.empty());
+}
+
+TEST(SchedulerTest, AStepTakesEveryAnswersTokenAndAChunkOfPrompts) {
+  const int chunk = limits::prefill_chunk_tokens, scored = limits::score_chunk_tokens;
+  Harness harness;
+  const auto sizes = [&] {
+    harness.step();
+    std::vector<std::size_t> tokens;
+    for (const auto& step : harness.plan.sequences) tokens.push_back(step.tokens.size());
+    return tokens;
+  };
+  const auto expected = [](std::initializer_list<int> list) {
+    return std::vector<std::size_t>(list.begin(), list.end());
+  };
+  harness.submit(greedy(1, {1}, 9));
+  harness.submit(greedy(2, some_ids(chunk - 10), 9));
+  harness.submit(greedy(3, some_ids(chunk + 20), 9));
+  harness.submit(ScoreRequest{4, some_ids(scored - 1), true});
+  harness.submit(ScoreRequest{5, some_ids(4), true});
+  EXPECT_EQ(sizes(), expected({1, chunk - 10, 9, scored - 1, 1}));
+  EXPECT_EQ(sizes(), expected({1, 1, chunk, 3}));
+  EXPECT_EQ(sizes(), expected({1, 1, 11}));
+  EXPECT_EQ(sizes(), expected({1, 1, 1}));
+}
+
+TEST(SchedulerTest, NoMoreRequestsRunThanAStepTakes) {
+  Harness harness;
+  for (std::size_t i = 0; i < limits::batch_sequences + 3; ++i)
+    harness.submit(greedy(i, {1}, i == 4 ? 1 : 3));
+  harness.step();
+  EXPECT_EQ(harness.plan.sequences.size(), limits::batch_sequences);
+  harness.step();  // one has ended: the next in line starts
+  EXPECT_EQ(harness.plan.sequences.size(), limits::batch_sequences);
+  EXPECT_EQ(harness.plan.sequences.back().slot, static_cast<int>(limits::batch_sequences));
+  harness.run_all();
+  EXPECT_EQ(harness.order_of_ends().size(), limits::batch_sequences + 3);
 }
 
 TEST(SchedulerTest, ACancelledRequestEndsAndItsSlotIsReleasedOnce) {
@@ -435,7 +471,7 @@ TEST(SchedulerTest, TimesAddUp) {
   EXPECT_EQ(first.queued_s, 0);
   EXPECT_EQ(first.prefill_s, 2);
   EXPECT_EQ(first.decode_s, 3);
-  EXPECT_EQ(second.queued_s, 5);
+  EXPECT_EQ(second.queued_s, 1);  // the first chunk leaves no room for its prompt
   EXPECT_EQ(second.prefill_s, 1);
   EXPECT_EQ(second.decode_s, 0);
 }

@@ -56,6 +56,14 @@ def test_random_weights_of_a_shape(shape, bits, bits_a_weight):
     assert rank["weight_bytes"] == matrix_bytes + embedding_bytes + NORM_ELEMENTS * 2  # as they are read
 
 
+def test_sequences_at_a_time(shape):
+    alone, together = bench("--shape", shape), bench("--shape", shape, "--batch", 4)
+    for phase in ("prefill", "decode"):
+        assert together[phase]["tokens"] == 4 * alone[phase]["tokens"]
+    read = together["decode"]["tokens_per_s"]["median"] / 4 * together["ranks"][0]["step_bytes"]
+    assert together["decode"]["read_bytes_per_s"] == pytest.approx(read)
+
+
 def test_ranks_share_random_weights(shape):
     alone = bench("--shape", shape, "--bits", 4)["ranks"][0]
     parts = bench("--shape", shape, "--bits", 4, "--ranks", 2)["ranks"]
@@ -80,7 +88,7 @@ def test_table_with_units():
 WRONG = {
     "nothing": ([], ["MODEL", "--shape"]),
     "both": ([DEMO_MODEL, "--shape", ROOT / "bench/shapes/1b.json"], ["one of the two"]),
-    "many sequences": ([DEMO_MODEL, "--batch", 4], ["--batch 4", "--batch 1"]),
+    "too many sequences": ([DEMO_MODEL, "--batch", 1000], ["--batch", "1000"]),
     "nothing to measure": ([DEMO_MODEL, "--prompt", 0, "--generate", 0], ["--prompt 0"]),
     "unknown bits": (["--shape", ROOT / "bench/shapes/1b.json", "--bits", 3], ["--bits", "bf16"]),
     "unknown group": (["--shape", ROOT / "bench/shapes/1b.json", "--group", 48], ["--group", "64"]),
