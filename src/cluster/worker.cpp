@@ -23,7 +23,7 @@
 #include "hardware/machine.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
-#include "models/llama.h"
+#include "models/families.h"
 #include "parallel/broadcast.h"
 #include "parallel/mlx_backends.h"
 #include "parallel/tcp_group.h"
@@ -144,7 +144,7 @@ std::unique_ptr<weights::Source> open_weights(const Start& start, const models::
   if (start.shape.is_null()) return std::make_unique<weights::Checkpoint>(start.model);
   const bool bfloat16 = start.shape.value("torch_dtype", "") == "bfloat16";
   return std::make_unique<weights::RandomSource>(bfloat16 ? mx::bfloat16 : mx::float16,
-                                                 config.quantisation ? config.quantisation->bits : 0);
+                                                 config.formats.all ? config.formats.all->bits : 0);
 }
 
 engine::StepRunner load(ControlChannel& channel, const Start& start, const models::ModelConfig& config,
@@ -152,17 +152,19 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
   const parallel::Stage& stage = plan.stages.front();
   std::vector<double> shares;
   for (const auto& rank : stage.ranks) shares.push_back(rank.share);
-  const auto shard = parallel::shard_of(config.sizes, shares, start.rank);
+  const auto shard = parallel::shard_of(
+      config.sizes, shares, start.rank,
+      parallel::expert_split_of(static_cast<int>(stage.ranks.size()), config.divisible()));
 
   const auto source = open_weights(start, config);
   Progress progress;
-  const weights::ShardedWeights weights(*source, models::llama_shard_rules(config), shard, stage.first_layer,
-                                        stage.end_layer, [&](std::uint64_t bytes) {
+  const weights::ShardedWeights weights(*source, models::shard_rules(config, *source), config.formats, shard,
+                                        stage.first_layer, stage.end_layer, [&](std::uint64_t bytes) {
                                           progress.read_bytes += bytes;
                                           channel.send({{"progress", progress}});
                                         });
   progress.total_bytes = weights.bytes();
-  auto model = models::make_llama(config, shard, weights);
+  auto model = models::make_decoder(config, shard, weights);
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = gpu ? model.norm.dtype() : mx::float32;
   channel.send({{"ready", Ready{.weight_bytes = weights.bytes(),

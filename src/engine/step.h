@@ -8,7 +8,7 @@
 
 #include "models/kv_cache.h"
 #include "models/layers.h"
-#include "models/llama.h"
+#include "models/decoder.h"
 
 namespace tandem::engine {
 
@@ -32,7 +32,7 @@ StepPlan decode(std::span<const std::uint8_t> bytes);
 // One rank's model with the caches of the sequences it serves.
 class StepRunner {
  public:
-  StepRunner(models::Llama model, models::Context context)
+  StepRunner(models::Decoder model, models::Context context)
       : model_(std::move(model)), context_(std::move(context)) {}
 
   // The wanted rows' logits of all sequences, in order, [rows × vocabulary] float32; the same on every rank.
@@ -42,7 +42,7 @@ class StepRunner {
   std::size_t cache_bytes() const;
 
  private:
-  models::Llama model_;
+  models::Decoder model_;
   models::Context context_;
   std::map<int, models::KvCache> caches_;
 };

@@ -24,10 +24,16 @@ struct Sequence {
   int first_row;  // of q
 };
 
-// Some tokens of one sequence with the query heads of one key/value head.
+// Query heads that read one key/value head.
+struct HeadGroup {
+  int kv_head;
+  std::vector<int> queries;
+};
+
+// Some tokens of one sequence with some query heads.
 struct Task {
   const Sequence* sequence;
-  int kv_head;
+  const HeadGroup* group;
   int first, end;  // tokens
 };
 
@@ -36,7 +42,7 @@ struct Inputs {
   const float* q;
   float* y;
   const AttentionHeads* heads;
-  std::vector<std::vector<int>> queries_of;  // by key/value head
+  std::vector<HeadGroup> groups;
   int key_dim, value_dim;
 
   int query_heads() const { return static_cast<int>(heads->kv_of_query.size()); }
@@ -44,7 +50,7 @@ struct Inputs {
 
 // Scratch of one thread, kept between calls.
 struct Scratch {
-  std::vector<float> rows, scores, sums;
+  std::vector<float> rows, scores, sums, keys;
   std::vector<std::byte> prepared_q, prepared_p;
   std::vector<Softmax> softmaxes;
 
@@ -67,7 +73,7 @@ class TaskRun {
   TaskRun(const Inputs& in, const Task& task)
       : in_(in),
         task_(task),
-        queries_(in.queries_of[task.kv_head]),
+        queries_(task.group->queries),
         panels_(*task.sequence->panels),
         loops_(current_loops()),
         rows_(static_cast<int>(queries_.size()) * (task.end - task.first)) {}
@@ -119,13 +125,13 @@ class TaskRun {
     const int key_dims = panels_.key_dims(), value_dims = panels_.value_dims();
     const PanelShape by_keys{padded, key_dims, Format::f32, ScaleType::f32, 0};
     loops_.multiply(
-        {by_keys, reinterpret_cast<const std::byte*>(panels_.keys(index, task_.kv_head)),
+        {by_keys, reinterpret_cast<const std::byte*>(panels_.keys(index, task_.group->kv_head, keys, scratch_->keys)),
          panel_bytes(by_keys), scratch_->prepared_q.data(), scratch_->scores.data(), block, rows_},
         0, panels_of(by_keys));
     for (int row = 0; row < rows_; ++row) rescale(row, index, padded);
     prepare(scratch_->scores.data(), block, padded, scratch_->prepared_p);
     const PanelShape by_dims{value_dims, padded, Format::f32, ScaleType::f32, 0};
-    loops_.multiply({by_dims, reinterpret_cast<const std::byte*>(panels_.values(index, task_.kv_head)),
+    loops_.multiply({by_dims, reinterpret_cast<const std::byte*>(panels_.values(index, task_.group->kv_head)),
                      std::int64_t{block} * panel_outputs * 4, scratch_->prepared_p.data(),
                      scratch_->sums.data(), value_dims, rows_, /*adds=*/true},
                     0, panels_of(by_dims));
@@ -164,6 +170,10 @@ class TaskRun {
   Scratch* scratch_ = nullptr;
 };
 
+int value_dim_of(const AttentionHeads& heads, const mx::array& v) {
+  return heads.value_dim > 0 ? heads.value_dim : v.shape(1) / heads.kv_heads;
+}
+
 // The new keys and values, a panel of positions to a thread.
 void put(const Inputs& in, const Sequence& sequence, const float* k, const float* v) {
   KeyValuePanels& panels = *sequence.panels;
@@ -174,7 +184,8 @@ void put(const Inputs& in, const Sequence& sequence, const float* k, const float
     const int panel_start = (first_panel + static_cast<int>(part)) * panel_outputs;
     for (int p = std::max(start, panel_start); p < std::min(end, panel_start + panel_outputs); ++p) {
       const std::size_t row = sequence.first_row + p - start;
-      panels.put(p, k + row * panels.heads() * in.key_dim, v + row * panels.heads() * in.value_dim);
+      const float* values = panels.values_in_keys() ? nullptr : v + row * panels.heads() * in.value_dim;
+      panels.put(p, k + row * panels.heads() * in.key_dim, values);
     }
   });
 }
@@ -182,18 +193,29 @@ void put(const Inputs& in, const Sequence& sequence, const float* k, const float
 void run_attention(const Inputs& in, const std::vector<Sequence>& sequences, const float* k, const float* v) {
   std::vector<Task> tasks;
   for (const auto& sequence : sequences) {
-    const KeyValuePanels& panels = *sequence.panels;
     put(in, sequence, k, v);
-    for (int head = 0; head < panels.heads(); ++head) {
-      const int group = static_cast<int>(in.queries_of[head].size());
-      if (group == 0) continue;
-      const int tokens = std::max(1, rows_at_once / group);
+    for (const HeadGroup& group : in.groups) {
+      const int tokens = std::max(1, rows_at_once / static_cast<int>(group.queries.size()));
       for (int first = 0; first < sequence.tokens; first += tokens) {
-        tasks.push_back({&sequence, head, first, std::min(sequence.tokens, first + tokens)});
+        tasks.push_back({&sequence, &group, first, std::min(sequence.tokens, first + tokens)});
       }
     }
   }
   parallel(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t i) { TaskRun(in, tasks[i]).run(); });
+}
+
+// The query heads of each key/value head; those of a lone one in a group for each thread.
+std::vector<HeadGroup> group_heads(const AttentionHeads& heads) {
+  const int count = heads.kv_heads == 1 ? threads() : heads.kv_heads;
+  const int queries = static_cast<int>(heads.kv_of_query.size());
+  std::vector<HeadGroup> groups(count);
+  for (int g = 0; g < count; ++g) groups[g].kv_head = heads.kv_heads == 1 ? 0 : g;
+  for (int query = 0; query < queries; ++query) {
+    const int g = heads.kv_heads == 1 ? query * count / queries : heads.kv_of_query[query];
+    groups[g].queries.push_back(query);
+  }
+  std::erase_if(groups, [](const HeadGroup& group) { return group.queries.empty(); });
+  return groups;
 }
 
 class Attention : public ReferencedPrimitive {
@@ -203,14 +225,10 @@ class Attention : public ReferencedPrimitive {
       : ReferencedPrimitive(stream, std::move(reference)), heads_(heads), sequences_(std::move(sequences)) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
-    const int query_heads = static_cast<int>(heads_.kv_of_query.size());
-    std::vector<std::vector<int>> queries_of(heads_.kv_heads);
-    for (int head = 0; head < query_heads; ++head) queries_of[heads_.kv_of_query[head]].push_back(head);
-    return [heads = heads_, sequences = sequences_, queries_of = std::move(queries_of),
-            q = inputs[0].data<float>(), k = inputs[1].data<float>(), v = inputs[2].data<float>(),
-            y = result_of(outputs[0]), key_dim = inputs[1].shape(1) / heads_.kv_heads,
-            value_dim = inputs[2].shape(1) / heads_.kv_heads] {
-      run_attention({q, y, &heads, queries_of, key_dim, value_dim}, sequences, k, v);
+    return [heads = heads_, sequences = sequences_, groups = group_heads(heads_), q = inputs[0].data<float>(),
+            k = inputs[1].data<float>(), v = inputs[2].data<float>(), y = result_of(outputs[0]),
+            key_dim = inputs[1].shape(1) / heads_.kv_heads, value_dim = value_dim_of(heads_, inputs[2])] {
+      run_attention({q, y, &heads, groups, key_dim, value_dim}, sequences, k, v);
     };
   }
   const char* name() const override { return "TandemAttention"; }
@@ -233,7 +251,7 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
       heads.kv_heads > 0 && k.shape(1) % heads.kv_heads == 0 && v.shape(1) % heads.kv_heads == 0;
   if (!whole_heads || q.shape(1) != queries * (k.shape(1) / heads.kv_heads))
     throw std::invalid_argument("attention: q, k and v do not have the heads' widths");
-  if (rows != q.shape(0) || rows != k.shape(0) || rows != v.shape(0))
+  if (rows != q.shape(0) || rows != k.shape(0) || rows != v.shape(0) || heads.value_dim * heads.kv_heads > k.shape(1))
     throw std::invalid_argument("attention: q, k and v do not have the sequences' rows");
   for (const int head : heads.kv_of_query) {
     if (head < 0 || head >= heads.kv_heads)
@@ -242,7 +260,8 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
   for (const auto& sequence : sequences) {
     const auto* panels = sequence.held ? sequence.held->panels.get() : nullptr;
     if (panels && (panels->heads() != heads.kv_heads || panels->key_dim() * heads.kv_heads != k.shape(1) ||
-                   panels->value_dim() * heads.kv_heads != v.shape(1)))
+                   panels->value_dim() != value_dim_of(heads, v) ||
+                   panels->values_in_keys() != (heads.value_dim > 0)))
       throw std::invalid_argument("attention: what is held has other heads");
   }
 }
@@ -254,13 +273,14 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device == mx::Device::gpu) return attention_by_mlx(q, k, v, heads, sequences, stream);
   check(q, k, v, heads, sequences);
-  const int value_dim = v.shape(1) / heads.kv_heads;
+  const int value_dim = value_dim_of(heads, v);
   std::vector<Sequence> parts;
   int rows = 0;
   bool alone = true;
   for (const auto& sequence : sequences) {
     const auto fresh = [&] {
-      return std::make_shared<KeyValuePanels>(heads.kv_heads, k.shape(1) / heads.kv_heads, value_dim);
+      return std::make_shared<KeyValuePanels>(heads.kv_heads, k.shape(1) / heads.kv_heads, value_dim,
+                                              heads.value_dim > 0);
     };
     if (sequence.held) {
       alone = false;

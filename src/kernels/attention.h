@@ -15,6 +15,9 @@ struct AttentionHeads {
   int kv_heads = 0;
   float scale = 1;  // of the scores
   int window = 0;   // positions looked back, the own one included; 0: all
+  // Above 0: the values are the first numbers of the keys, that many of each head, and v is not read (the
+  // absorbed form of multi-head latent attention, DeepSeek-V2, arXiv:2405.04434, section 2.1.2).
+  int value_dim = 0;
 };
 
 // The rows of one sequence. They follow what `held` holds and are appended to it; without one they stand

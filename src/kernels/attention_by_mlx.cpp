@@ -58,16 +58,18 @@ mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::arr
   const int query_heads = static_cast<int>(heads.kv_of_query.size());
   std::vector<mx::array> results;
   int first = 0;
-  const int width = query_heads * (v.shape(1) / heads.kv_heads);
+  const bool in_keys = heads.value_dim > 0;
+  const int width = query_heads * (in_keys ? heads.value_dim : v.shape(1) / heads.kv_heads);
   for (const auto& sequence : sequences) {
     const int end = first + sequence.tokens, start = sequence.held ? sequence.held->length : 0;
     mx::array keys = to_heads(k, first, end, heads.kv_heads, s),
               values = to_heads(v, first, end, heads.kv_heads, s);
     if (sequence.held) {
       keys = append(sequence.held->keys, start, keys, s);
-      values = append(sequence.held->values, start, values, s);
+      if (!in_keys) values = append(sequence.held->values, start, values, s);
       sequence.held->length += sequence.tokens;
     }
+    if (in_keys) values = mx::slice(keys, {0, 0, 0}, {keys.shape(0), keys.shape(1), heads.value_dim}, s);
     if (!is_even(heads)) {
       const mx::array index(heads.kv_of_query.begin(), {query_heads});
       keys = mx::take(keys, index, 0, s);

@@ -33,9 +33,11 @@ void CpuPrimitive::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx
   encoder.dispatch(work(inputs, outputs));
 }
 
-mx::array as_float_rows(const mx::array& x, mx::Stream s) {
-  const mx::array floats = mx::astype(x, mx::float32, s);
-  return is_row_major(floats) ? floats : mx::contiguous(floats, false, s);
+mx::array row_major(const mx::array& x, mx::Stream s) {
+  return is_row_major(x) ? x : mx::contiguous(x, false, s);
 }
+
+mx::array as_float_rows(const mx::array& x, mx::Stream s) { return row_major(mx::astype(x, mx::float32, s), s); }
+
 
 }  // namespace tandem::kernels

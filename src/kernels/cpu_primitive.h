@@ -30,8 +30,9 @@ class CpuPrimitive : public mlx::core::Primitive {
 };
 
 // Where a result is written.
-inline float* result_of(const mlx::core::array& array) {
-  return const_cast<mlx::core::array&>(array).data<float>();
+template <typename T = float>
+T* result_of(const mlx::core::array& array) {
+  return const_cast<mlx::core::array&>(array).data<T>();
 }
 
 // Gives the arrays memory.
@@ -63,7 +64,8 @@ class ReferencedPrimitive : public CpuPrimitive {
   Reference reference_;
 };
 
-// x as float32 in row-major memory; without an operation where it is so already.
+// x in row-major memory, and as float32; without an operation where it is so already.
+mlx::core::array row_major(const mlx::core::array& x, mlx::core::Stream s);
 mlx::core::array as_float_rows(const mlx::core::array& x, mlx::core::Stream s);
 
 }  // namespace tandem::kernels

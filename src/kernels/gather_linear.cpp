@@ -3,7 +3,6 @@
 #include <mlx/ops.h>
 
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
 
 #include "kernels/cpu_primitive.h"
@@ -61,7 +60,7 @@ struct Call {
 void fill_strays(const Call& call, int experts) {
   for (std::int64_t pair = 0; pair < call.pairs; ++pair) {
     if (call.ids[pair] >= 0 && call.ids[pair] < experts) continue;
-    std::fill_n(call.y + pair * call.out, call.out, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(call.y + pair * call.out, call.out, 0.0F);
   }
 }
 
@@ -144,32 +143,52 @@ class GatherTransposed : public CpuPrimitive {
   Packed packed_;
 };
 
-// x [T, in] or [T, k, in] as rows of one, which MLX's gathering products take.
+// rows [..., 1, in], of which each takes the expert of its id.
+mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::array& ids, bool sorted,
+                             mx::Stream s) {
+  if (!e.affine) {
+    return mx::gather_mm(mx::astype(rows, e.weight->dtype(), s), mx::swapaxes(*e.weight, 1, 2, s),
+                         std::nullopt, ids, sorted, s);
+  }
+  const Affine& a = *e.affine;
+  return mx::gather_qmm(mx::astype(rows, a.scales.dtype(), s), *e.weight, a.scales, a.biases, std::nullopt,
+                        ids, true, a.group, a.bits, "affine", std::nullopt, sorted, s);
+}
+
+// x [T, in] or [T, k, in]. Where an expert has several rows they are brought side by side, so that it is read
+// once.
 mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
-  const mx::array rows =
-      x.ndim() == 2 ? mx::expand_dims(x, std::vector<int>{1, 2}, s) : mx::expand_dims(x, 2, s);
-  const mx::array y = e.affine
-                          ? mx::gather_qmm(mx::astype(rows, e.affine->scales.dtype(), s), *e.weight,
-                                           e.affine->scales, e.affine->biases, std::nullopt, ids, true,
-                                           e.affine->group, e.affine->bits, "affine", std::nullopt, false, s)
-                          : mx::gather_mm(mx::astype(rows, e.weight->dtype(), s),
-                                          mx::swapaxes(*e.weight, 1, 2, s), std::nullopt, ids, false, s);
-  return mx::squeeze(y, 2, s);
+  constexpr int pairs_worth_sorting = 64;
+  const int pairs = static_cast<int>(ids.size()), choices = ids.shape(1);
+  if (pairs < pairs_worth_sorting) {
+    const mx::array rows =
+        x.ndim() == 2 ? mx::expand_dims(x, std::vector<int>{1, 2}, s) : mx::expand_dims(x, 2, s);
+    return mx::squeeze(gather_rows_by_mlx(rows, e, ids, false, s), 2, s);
+  }
+  const mx::array flat = mx::reshape(ids, {pairs}, s), order = mx::argsort(flat, s);
+  const mx::array rows = x.ndim() == 2 ? mx::take(x, mx::floor_divide(order, mx::array(choices), s), 0, s)
+                                       : mx::take(mx::reshape(x, {pairs, x.shape(2)}, s), order, 0, s);
+  const mx::array y =
+      mx::squeeze(gather_rows_by_mlx(mx::expand_dims(rows, 1, s), e, mx::take(flat, order, 0, s), true, s), 1, s);
+  const mx::array back = mx::take(y, mx::argsort(order, s), 0, s);
+  return mx::reshape(back, {ids.shape(0), choices, y.shape(1)}, s);
 }
 
 // Inputs: x, ids, and the weight where the experts are not packed.
 class GatherLinear : public CpuPrimitive {
  public:
-  GatherLinear(mx::Stream stream, Packed packed) : CpuPrimitive(stream), packed_(std::move(packed)) {}
+  GatherLinear(mx::Stream stream, Packed packed, bool shares_rows)
+      : CpuPrimitive(stream), packed_(std::move(packed)), shares_rows_(shares_rows) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     std::vector<Operand> operands;
     for (const auto& matrix : packed_) operands.push_back(packed_operand(*matrix));
     if (packed_.empty()) operands = dense_operands(inputs[2]);
+    const PanelShape& shape = operands.front().shape;
     const Call call{inputs[0].data<float>(), inputs[1].data<std::int32_t>(),
                     result_of(outputs[0]),   static_cast<std::int64_t>(inputs[1].size()),
-                    inputs[1].shape(1),      inputs[0].ndim() == 2,
-                    inputs[0].shape(-1),     outputs[0].shape(2)};
+                    inputs[1].shape(1),      shares_rows_,
+                    shape.in,                shape.out};
     return [call, operands = std::move(operands), packed = packed_] { multiply_experts(call, operands); };
   }
 
@@ -185,10 +204,11 @@ class GatherLinear : public CpuPrimitive {
       };
       both = mx::vjp(reference, {primals[0], primals[2]}, cotangents).second;
     } else {
-      const mx::array by_pair({ids.shape(0), ids.shape(1), primals[0].shape(-1)}, mx::float32,
-                              std::make_shared<GatherTransposed>(s, packed_),
-                              {as_float_rows(cotangents[0], s), ids});
-      both = {primals[0].ndim() == 2 ? mx::sum(by_pair, 1, false, s) : by_pair};
+      const int rows = ids.shape(0), choices = ids.shape(1);
+      const mx::array dy = mx::reshape(as_float_rows(cotangents[0], s), {rows, choices, -1}, s);
+      const mx::array by_pair({rows, choices, static_cast<int>(packed_.front()->shape().in)}, mx::float32,
+                              std::make_shared<GatherTransposed>(s, packed_), {row_major(dy, s), ids});
+      both = {shares_rows_ ? mx::sum(by_pair, 1, false, s) : mx::reshape(by_pair, primals[0].shape(), s)};
     }
     std::vector<mx::array> wanted;
     for (const int argnum : argnums) {
@@ -211,6 +231,7 @@ class GatherLinear : public CpuPrimitive {
   }
 
   Packed packed_;
+  bool shares_rows_;  // one row of x for all choices of a token
 };
 
 }  // namespace
@@ -257,10 +278,33 @@ mx::array gather_linear(const mx::array& x, const Experts& experts, const mx::ar
   if (experts.affine)
     throw std::invalid_argument("gather_linear: quantised experts must be packed for a CPU stream");
   std::vector<mx::array> inputs{as_float_rows(x, stream),
-                                mx::contiguous(mx::astype(ids, mx::int32, stream), false, stream)};
+                                row_major(mx::astype(ids, mx::int32, stream), stream)};
   if (experts.packed.empty()) inputs.push_back(mx::contiguous(*experts.weight, false, stream));
   return mx::array({ids.shape(0), ids.shape(1), experts.out()}, mx::float32,
-                   std::make_shared<GatherLinear>(stream, experts.packed), std::move(inputs));
+                   std::make_shared<GatherLinear>(stream, experts.packed, x.ndim() == 2), std::move(inputs));
+}
+
+mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  const int rows = x.shape(0), count = heads.count(), out = count * heads.out();
+  if (x.ndim() != 2 || x.shape(1) != count * heads.in())
+    throw std::invalid_argument("linear_by_head: x and the heads do not fit together");
+  if (stream.device == mx::Device::cpu) {
+    if (heads.packed.empty()) throw std::invalid_argument("linear_by_head: heads must be packed for a CPU stream");
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(rows) * count);
+    for (int i = 0; i < rows * count; ++i) ids[i] = i % count;
+    return mx::array({rows, out}, mx::float32, std::make_shared<GatherLinear>(stream, heads.packed, false),
+                     {as_float_rows(x, stream), mx::array(ids.data(), {rows, count}, mx::int32)});
+  }
+  const mx::array by_head =
+      mx::swapaxes(mx::reshape(x, {rows, count, heads.in()}, stream), 0, 1, stream);  // [H, T, in]
+  const auto& a = heads.affine;
+  const mx::array y =
+      a ? mx::quantized_matmul(mx::astype(by_head, a->scales.dtype(), stream), *heads.weight, a->scales,
+                               a->biases, true, a->group, a->bits, "affine", stream)
+        : mx::matmul(mx::astype(by_head, heads.weight->dtype(), stream),
+                     mx::swapaxes(*heads.weight, 1, 2, stream), stream);
+  return mx::reshape(mx::swapaxes(y, 0, 1, stream), {rows, out}, stream);
 }
 
 }  // namespace tandem::kernels

@@ -32,9 +32,15 @@ Experts experts_of(const std::vector<Matrix>& packed);
 // x [T, in], of which each of the k experts of a row reads that row, or [T, k, in], a row for each; ids [T,
 // k] int32 → [T, k, out]. On a CPU stream: x and the result are float32, rows are taken expert by expert, and
 // only the chosen experts' weights are read. A result's bits are those that linear() gives for the row and
-// the expert's matrix. The result of an id that is no expert's is NaN. On a GPU stream: MLX's gather_mm or
-// gather_qmm. Gradients: by x, and by the weight where it is a dense array.
+// the expert's matrix. The result of an id that is no expert's is 0: the experts of other ranks. On a GPU
+// stream: MLX's gather_mm or gather_qmm, sorted by expert where there are many rows; every id must be an
+// expert's. Gradients: by x, and by the weight where it is a dense array.
 mlx::core::array gather_linear(const mlx::core::array& x, const Experts& experts, const mlx::core::array& ids,
                                mlx::core::StreamOrDevice s = {});
+
+// x [T, H * in], head h of every row by the matrix of expert h → [T, H * out]; devices as above. On a CPU stream
+// the heads must be packed.
+mlx::core::array linear_by_head(const mlx::core::array& x, const Experts& heads,
+                                mlx::core::StreamOrDevice s = {});
 
 }  // namespace tandem::kernels

@@ -107,9 +107,22 @@ class SiluMultiply : public ReferencedPrimitive {
   const char* name() const override { return "TandemSiluMultiply"; }
 };
 
+struct Turn {
+  int head_dim;
+  bool pairs;
+};
+
+// a and b, turned against each other by the cosines and sines.
+std::pair<mx::array, mx::array> turned(const mx::array& a, const mx::array& b, const mx::array& cosines,
+                                       const mx::array& sines, mx::Stream s) {
+  return {mx::subtract(mx::multiply(a, cosines, s), mx::multiply(b, sines, s), s),
+          mx::add(mx::multiply(b, cosines, s), mx::multiply(a, sines, s), s)};
+}
+
 // Inputs: cosines, sines, then the rows.
-std::vector<mx::array> rotate_by_mlx(const std::vector<mx::array>& in, int head_dim, mx::Stream s) {
-  std::vector<mx::array> turned;
+std::vector<mx::array> rotate_by_mlx(const std::vector<mx::array>& in, const Turn& turn, mx::Stream s) {
+  const int head_dim = turn.head_dim;
+  std::vector<mx::array> all;
   const int half = in[0].shape(1), tokens = in[0].shape(0);
   const mx::array c = mx::expand_dims(in[0], 1, s), sn = mx::expand_dims(in[1], 1, s);  // [T, 1, half]
   for (std::size_t i = 2; i < in.size(); ++i) {
@@ -118,22 +131,38 @@ std::vector<mx::array> rotate_by_mlx(const std::vector<mx::array>& in, int head_
     const auto part = [&](int first, int end) {
       return mx::slice(x, {0, 0, first}, {tokens, heads, end}, s);
     };
-    const mx::array a = part(0, half), b = part(half, 2 * half);
-    const mx::array y =
-        mx::concatenate({mx::subtract(mx::multiply(a, c, s), mx::multiply(b, sn, s), s),
-                         mx::add(mx::multiply(b, c, s), mx::multiply(a, sn, s), s), part(2 * half, head_dim)},
-                        2, s);
-    turned.push_back(mx::reshape(y, in[i].shape(), s));
+    std::vector<mx::array> parts;
+    if (turn.pairs) {
+      const mx::array pairs = mx::reshape(part(0, 2 * half), {tokens, heads, half, 2}, s);
+      const auto one = [&](int index) { return mx::take(pairs, index, 3, s); };
+      const auto [a, b] = turned(one(0), one(1), c, sn, s);
+      parts = {mx::reshape(mx::stack({a, b}, 3, s), {tokens, heads, 2 * half}, s)};
+    } else {
+      const auto [a, b] = turned(part(0, half), part(half, 2 * half), c, sn, s);
+      parts = {a, b};
+    }
+    parts.push_back(part(2 * half, head_dim));
+    all.push_back(mx::reshape(mx::concatenate(parts, 2, s), in[i].shape(), s));
   }
-  return turned;
+  return all;
+}
+
+// x [dims] and what lies past it, of one head.
+void rotate_pairs(const float* x, const float* cosines, const float* sines, int dims, int size, float* y) {
+  for (int i = 0; i < dims / 2; ++i) {
+    const float a = x[2 * i], b = x[2 * i + 1];
+    y[2 * i] = a * cosines[i] - b * sines[i];
+    y[2 * i + 1] = b * cosines[i] + a * sines[i];
+  }
+  std::copy(x + dims, x + size, y + dims);
 }
 
 class Rotate : public ReferencedPrimitive {
  public:
-  Rotate(mx::Stream stream, int head_dim)
-      : ReferencedPrimitive(
-            stream, [head_dim, stream](const auto& in) { return rotate_by_mlx(in, head_dim, stream); }),
-        head_dim_(head_dim) {}
+  Rotate(mx::Stream stream, const Turn& turn)
+      : ReferencedPrimitive(stream,
+                            [turn, stream](const auto& in) { return rotate_by_mlx(in, turn, stream); }),
+        turn_(turn) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     struct Rows {
@@ -146,12 +175,12 @@ class Rotate : public ReferencedPrimitive {
       all.push_back({inputs[i + 2].data<float>(), result_of(outputs[i]), inputs[i + 2].shape(1)});
     }
     return [all = std::move(all), cosines = inputs[0].data<float>(), sines = inputs[1].data<float>(),
-            tokens = inputs[0].shape(0), half = inputs[0].shape(1), head_dim = head_dim_] {
-      const VectorLoops& loops = current_loops().vectors;
+            tokens = inputs[0].shape(0), half = inputs[0].shape(1), head_dim = turn_.head_dim,
+            rotate = turn_.pairs ? rotate_pairs : current_loops().vectors.rotate] {
       for (const Rows& rows : all) {
         parallel_rows(tokens, rows.width, [&](std::int64_t t) {
           for (std::int64_t at = t * rows.width; at < (t + 1) * rows.width; at += head_dim) {
-            loops.rotate(rows.x + at, cosines + t * half, sines + t * half, 2 * half, head_dim, rows.y + at);
+            rotate(rows.x + at, cosines + t * half, sines + t * half, 2 * half, head_dim, rows.y + at);
           }
         });
       }
@@ -160,13 +189,82 @@ class Rotate : public ReferencedPrimitive {
   const char* name() const override { return "TandemRotate"; }
 
  private:
-  int head_dim_;
+  Turn turn_;
+};
+
+struct HeadPart {
+  int head_dim, first, end;
+};
+
+mx::array head_part_by_mlx(const mx::array& x, const HeadPart& part, mx::Stream s) {
+  const int tokens = x.shape(0), heads = x.shape(1) / part.head_dim;
+  const mx::array all = mx::reshape(x, {tokens, heads, part.head_dim}, s);
+  return mx::reshape(mx::slice(all, {0, 0, part.first}, {tokens, heads, part.end}, s),
+                     {tokens, heads * (part.end - part.first)}, s);
+}
+
+class TakeHeadPart : public ReferencedPrimitive {
+ public:
+  TakeHeadPart(mx::Stream stream, const HeadPart& part)
+      : ReferencedPrimitive(
+            stream, [part, stream](const auto& in) { return std::vector{head_part_by_mlx(in[0], part, stream)}; }),
+        part_(part) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [part = part_, x = inputs[0].data<float>(), y = result_of(outputs[0]), rows = inputs[0].shape(0),
+            heads = inputs[0].shape(1) / part_.head_dim] {
+      const int size = part.end - part.first;
+      parallel_rows(rows, std::int64_t{heads} * size, [&](std::int64_t r) {
+        for (std::int64_t h = r * heads; h < (r + 1) * heads; ++h)
+          std::copy_n(x + h * part.head_dim + part.first, size, y + h * size);
+      });
+    };
+  }
+  const char* name() const override { return "TandemHeadPart"; }
+
+ private:
+  HeadPart part_;
+};
+
+mx::array join_heads_by_mlx(const std::vector<mx::array>& in, int a_dim, int b_dim, mx::Stream s) {
+  const int tokens = in[0].shape(0), heads = in[0].shape(1) / a_dim;
+  const mx::array both = mx::concatenate({mx::reshape(in[0], {tokens, heads, a_dim}, s),
+                                          mx::reshape(in[1], {tokens, heads, b_dim}, s)},
+                                         2, s);
+  return mx::reshape(both, {tokens, heads * (a_dim + b_dim)}, s);
+}
+
+class JoinHeads : public ReferencedPrimitive {
+ public:
+  JoinHeads(mx::Stream stream, int a_dim, int b_dim)
+      : ReferencedPrimitive(stream,
+                            [a_dim, b_dim, stream](const auto& in) {
+                              return std::vector{join_heads_by_mlx(in, a_dim, b_dim, stream)};
+                            }),
+        a_dim_(a_dim),
+        b_dim_(b_dim) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [a = inputs[0].data<float>(), b = inputs[1].data<float>(), y = result_of(outputs[0]),
+            rows = inputs[0].shape(0), heads = inputs[0].shape(1) / a_dim_, a_dim = a_dim_, b_dim = b_dim_] {
+      parallel_rows(rows, std::int64_t{heads} * (a_dim + b_dim), [&](std::int64_t r) {
+        for (std::int64_t h = r * heads; h < (r + 1) * heads; ++h) {
+          std::copy_n(a + h * a_dim, a_dim, y + h * (a_dim + b_dim));
+          std::copy_n(b + h * b_dim, b_dim, y + h * (a_dim + b_dim) + a_dim);
+        }
+      });
+    };
+  }
+  const char* name() const override { return "TandemJoinHeads"; }
+
+ private:
+  int a_dim_, b_dim_;
 };
 
 // Each row as a sequence of one token, so that it has a position of its own.
 mx::array rotate_on_gpu(const mx::array& x, const Angles& angles, int head_dim, mx::Stream s) {
   const mx::array heads = mx::reshape(x, {x.shape(0), x.shape(1) / head_dim, 1, head_dim}, s);
-  const mx::array y = mx::reshape(mx::fast::rope(heads, angles.dims, /*traditional=*/false, std::nullopt,
+  const mx::array y = mx::reshape(mx::fast::rope(heads, angles.dims, angles.pairs, std::nullopt,
                                                  1.0F, angles.positions, angles.wavelengths, s),
                                   x.shape(), s);
   return angles.factor == 1 ? y : mx::multiply(y, mx::array(angles.factor, y.dtype()), s);
@@ -209,7 +307,7 @@ mx::array silu_multiply(const mx::array& gate, const mx::array& up, mx::StreamOr
                    {as_float_rows(gate, stream), as_float_rows(up, stream)});
 }
 
-Angles angles_at(const mx::array& positions, const mx::array& wavelengths, float factor,
+Angles angles_at(const mx::array& positions, const mx::array& wavelengths, float factor, bool pairs,
                  mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   const mx::array turns =
@@ -218,17 +316,17 @@ Angles angles_at(const mx::array& positions, const mx::array& wavelengths, float
     const mx::array y = mx::multiply(x, mx::array(factor), stream);
     return stream.device == mx::Device::cpu ? as_float_rows(y, stream) : y;
   };
-  return {2 * wavelengths.shape(0),      positions, wavelengths, factor, scaled(mx::cos(turns, stream)),
-          scaled(mx::sin(turns, stream))};
+  return {2 * wavelengths.shape(0),      positions, wavelengths, factor, pairs,
+          scaled(mx::cos(turns, stream)), scaled(mx::sin(turns, stream))};
 }
 
 std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& angles, int head_dim,
                               mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device == mx::Device::gpu) {
-    std::vector<mx::array> turned;
-    for (const auto& x : rows) turned.push_back(rotate_on_gpu(x, angles, head_dim, stream));
-    return turned;
+    std::vector<mx::array> all;
+    for (const auto& x : rows) all.push_back(rotate_on_gpu(x, angles, head_dim, stream));
+    return all;
   }
   std::vector<mx::array> inputs{angles.cosines, angles.sines};
   std::vector<mx::Shape> shapes;
@@ -237,8 +335,25 @@ std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& 
     shapes.push_back(x.shape());
   }
   const std::vector<mx::Dtype> dtypes(rows.size(), mx::float32);
-  return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Rotate>(stream, head_dim),
-                                inputs);
+  return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Rotate>(stream, Turn{head_dim, angles.pairs}), inputs);
+}
+
+mx::array head_part(const mx::array& x, int head_dim, int first, int end, mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (first == 0 && end == head_dim) return x;
+  const HeadPart part{head_dim, first, end};
+  const int width = x.shape(1) / head_dim * (end - first);
+  if (stream.device == mx::Device::gpu) return head_part_by_mlx(x, part, stream);
+  return mx::array({x.shape(0), width}, mx::float32, std::make_shared<TakeHeadPart>(stream, part),
+                   {as_float_rows(x, stream)});
+}
+
+mx::array join_heads(const mx::array& a, int a_dim, const mx::array& b, int b_dim, mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (stream.device == mx::Device::gpu) return join_heads_by_mlx({a, b}, a_dim, b_dim, stream);
+  return mx::array({a.shape(0), a.shape(1) + b.shape(1)}, mx::float32,
+                   std::make_shared<JoinHeads>(stream, a_dim, b_dim),
+                   {as_float_rows(a, stream), as_float_rows(b, stream)});
 }
 
 }  // namespace tandem::kernels

@@ -37,14 +37,22 @@ struct Angles {
   mlx::core::array positions;       // [T] int32
   mlx::core::array wavelengths;     // [dims / 2] float32: positions to a turn of one radian
   float factor = 1;                 // multiplies cosines and sines
+  bool pairs = false;               // what is turned together: neighbours, else the halves of the dims
   mlx::core::array cosines, sines;  // [T, dims / 2] float32, row-major on a CPU
 };
 Angles angles_at(const mlx::core::array& positions, const mlx::core::array& wavelengths, float factor,
-                 mlx::core::StreamOrDevice s = {});
+                 bool pairs = false, mlx::core::StreamOrDevice s = {});
 
-// Each of `rows` [T, heads * head_dim], its heads' halves turned against each other as in transformers'
-// rotate_half.
+// Each of `rows` [T, heads * head_dim], its heads turned: numbers i and i + dims / 2 against each other as in
+// transformers' rotate_half, or 2i and 2i + 1 as in the paper.
 std::vector<mlx::core::array> rotate(const std::vector<mlx::core::array>& rows, const Angles& angles,
                                      int head_dim, mlx::core::StreamOrDevice s = {});
+
+// Numbers [first, end) of each head of x [T, heads * head_dim] → [T, heads * (end - first)].
+mlx::core::array head_part(const mlx::core::array& x, int head_dim, int first, int end,
+                           mlx::core::StreamOrDevice s = {});
+// The heads of a [T, heads * a_dim] and b [T, heads * b_dim] one after the other: [T, heads * (a_dim + b_dim)].
+mlx::core::array join_heads(const mlx::core::array& a, int a_dim, const mlx::core::array& b, int b_dim,
+                            mlx::core::StreamOrDevice s = {});
 
 }  // namespace tandem::kernels

@@ -1,6 +1,9 @@
 #include "models/config.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -18,6 +21,7 @@ constexpr int most_layers = 1000;
 constexpr int most_width = 1 << 20;
 constexpr int most_vocabulary = 1 << 22;
 constexpr int most_context = 1 << 24;
+constexpr int most_experts = 1 << 16;
 
 // A field that is absent or null counts as missing.
 const json* find(const json& object, const char* name) {
@@ -120,12 +124,14 @@ RopeConfig parse_rope(const json& config, int context) {
   return result;
 }
 
+bool is_deepseek(const std::string& family) { return family == "deepseek_v2" || family == "deepseek_v3"; }
+
 // Sliding windows: mistral gives one for all layers; qwen2 and qwen3 one for the layers from
 // max_window_layers on, or layer_types.
 std::vector<int> parse_windows(const json& config, const std::string& family, int layers) {
   std::vector<int> windows(layers, 0);
-  const bool qwen = family == "qwen2" || family == "qwen3";
-  if (!find(config, "sliding_window") || family == "llama") return windows;
+  const bool qwen = family.starts_with("qwen");
+  if (!find(config, "sliding_window") || family == "llama" || is_deepseek(family)) return windows;
   if (qwen && !boolean_or(config, "use_sliding_window", false)) return windows;
   const int window = integer(config, "sliding_window", 1, INT32_MAX);
   const int first = qwen ? integer_or(config, "max_window_layers", 0, most_layers, 28) : 0;
@@ -165,52 +171,83 @@ ModelConfig::Advised parse_advice(const json& generation) {
   return advised;
 }
 
-// "quantization" of mlx-community; "quantization_config" alone is some other scheme's.
-std::optional<Quantisation> parse_quantisation(const json& config) {
-  const json* given = find(config, "quantization");
-  if (!given) {
-    if (find(config, "quantization_config")) {
-      throw InputError(
-          "\"quantization_config\" is of a kind that this version does not read; give MLX's affine "
-          "quantization, or a bf16, f16 or f32 checkpoint");
-    }
-    return std::nullopt;
-  }
-  if (!given->is_object())
-    throw InputError(fmt::format("\"quantization\" is {}; give an object", given->dump()));
-  for (const auto& [name, value] : given->items()) {
-    if (value.is_object() || value.is_boolean()) {
-      throw InputError(fmt::format(
-          "\"quantization\" has a rule of its own for \"{}\", which this version does not read", name));
-    }
-  }
-  const std::string mode = string_or(*given, "mode", "affine");
-  if (mode != "affine") {
-    throw InputError(fmt::format("\"quantization\" has the mode \"{}\"; this version reads affine", mode));
-  }
-  const Quantisation result{integer(*given, "bits", 1, 32), integer(*given, "group_size", 1, 1 << 20)};
+weights::Quantisation parse_bits_and_group(const json& given, const std::string& where) {
+  const weights::Quantisation result{integer(given, "bits", 1, 32), integer(given, "group_size", 1, 1 << 20)};
   if (result.bits != 4 && result.bits != 8) {
-    throw InputError(fmt::format("\"quantization\" has {} bits; this version reads 4 and 8", result.bits));
+    throw InputError(fmt::format("{} has {} bits; this version reads 4 and 8", where, result.bits));
   }
   if (result.group != 32 && result.group != 64 && result.group != 128) {
     throw InputError(
-        fmt::format("\"quantization\" has groups of {}; this version reads 32, 64 and 128", result.group));
+        fmt::format("{} has groups of {}; this version reads 32, 64 and 128", where, result.group));
   }
+  const std::string mode = string_or(given, "mode", "affine");
+  if (mode != "affine") throw InputError(fmt::format("{} has the mode \"{}\"; this version reads affine", where, mode));
   return result;
 }
 
+// DeepSeek's FP8, in "quantization_config".
+int parse_fp8_block(const json& given) {
+  const std::string method = string_or(given, "quant_method", "");
+  if (method != "fp8") {
+    throw InputError(fmt::format(
+        "\"quantization_config\" has the method \"{}\", which this version does not read; give DeepSeek's fp8, "
+        "MLX's affine quantization, or a bf16, f16 or f32 checkpoint",
+        method));
+  }
+  if (const auto kind = string_or(given, "fmt", "e4m3"); kind != "e4m3")
+    throw InputError(fmt::format("\"quantization_config\" has fp8 in {}; this version reads e4m3", kind));
+  const json* block = find(given, "weight_block_size");
+  if (!block || !block->is_array() || block->size() != 2 || (*block)[0] != (*block)[1] ||
+      !(*block)[0].is_number_integer() || (*block)[0] < 1 || (*block)[0] > most_width) {
+    throw InputError(fmt::format("\"weight_block_size\" is {}; expected two equal numbers, such as [128, 128]",
+                                 block ? block->dump() : "missing"));
+  }
+  return (*block)[0].get<int>();
+}
+
+// "quantization" of mlx-community, with the exceptions that it makes for single matrices; or the
+// "quantization_config" of DeepSeek's FP8.
+weights::Formats parse_formats(const json& config) {
+  weights::Formats formats;
+  const json* given = find(config, "quantization");
+  if (!given) {
+    if (const json* other = find(config, "quantization_config")) formats.fp8_block = parse_fp8_block(*other);
+    return formats;
+  }
+  if (!given->is_object())
+    throw InputError(fmt::format("\"quantization\" is {}; give an object", given->dump()));
+  formats.all = parse_bits_and_group(*given, "\"quantization\"");
+  for (const auto& [name, value] : given->items()) {
+    if (value.is_object()) formats.own[name] = parse_bits_and_group(value, fmt::format("\"quantization\" of \"{}\"", name));
+  }
+  return formats;
+}
+
 // The cuts that leave each group of inputs whole; InputError where a matrix has no whole groups.
-void align_cuts(parallel::ModelSizes& sizes, int group) {
-  sizes.heads_at_once = group / std::gcd(sizes.head_dim, group);
+void align_cuts(ModelConfig& config) {
+  const int group = config.formats.largest_group();
+  if (group == 1) return;
+  auto& sizes = config.sizes;
+  const int value_dim = sizes.latent > 0 ? sizes.value_dim : sizes.head_dim;
+  sizes.heads_at_once = group / std::gcd(value_dim, group);
   sizes.columns_at_once = group;
-  const auto check = [&](const char* name, int inputs) {
-    if (inputs % group == 0) return;
-    throw InputError(
-        fmt::format("{} is {}, not a multiple of the quantization's groups of {}", name, inputs, group));
+  const int least = config.formats.all ? config.formats.all->group : group;
+  const auto check = [&](const char* name, int& inputs) {
+    if (inputs % least != 0) {
+      throw InputError(
+          fmt::format("{} is {}, not a multiple of the quantization's groups of {}", name, inputs, least));
+    }
+    while (inputs % sizes.columns_at_once != 0) sizes.columns_at_once /= 2;  // a larger group is not of these
   };
-  check("\"hidden_size\"", sizes.hidden);
-  check("\"intermediate_size\"", sizes.ffn);
-  check("the width of all query heads", sizes.query_heads * sizes.head_dim);
+  int heads = sizes.query_heads * value_dim, hidden = sizes.hidden;
+  const int columns = sizes.columns_at_once;
+  check("\"hidden_size\"", hidden);
+  check("the width of all query heads", heads);
+  sizes.columns_at_once = columns;
+  if (!config.dense_layers.empty()) check("\"intermediate_size\"", sizes.ffn);
+  if (sizes.experts > 0) check("\"moe_intermediate_size\"", sizes.expert_ffn);
+  if (sizes.shared_ffn > 0) check("the shared experts' width", sizes.shared_ffn);
+  while (sizes.query_heads % sizes.heads_at_once != 0) sizes.heads_at_once /= 2;
 }
 
 void reject_unsupported(const json& config) {
@@ -219,25 +256,38 @@ void reject_unsupported(const json& config) {
     throw InputError(fmt::format("\"hidden_act\" is \"{}\"; only silu is supported", activation));
 }
 
-}  // namespace
+// The factor that yarn puts on the scores where a model gives mscale_all_dim (DeepSeek-V2's yarn).
+double yarn_score_factor(const json& config) {
+  const json* parameters = find(config, "rope_parameters");
+  const json* rope = parameters ? parameters : find(config, "rope_scaling");
+  if (!rope || !rope->is_object() || !find(*rope, "mscale_all_dim")) return 1;
+  const double factor = positive(*rope, "factor", 1);
+  if (factor <= 1) return 1;
+  const double scale = 0.1 * positive(*rope, "mscale_all_dim", 1) * std::log(factor) + 1;
+  return scale * scale;
+}
 
-ModelConfig parse_config(const json& config) {
-  ModelConfig result;
-  result.family = string_or(config, "model_type", "");
-  const bool qwen2 = result.family == "qwen2", qwen3 = result.family == "qwen3";
-  if (result.family != "llama" && result.family != "mistral" && !qwen2 && !qwen3) {
-    throw InputError(fmt::format(
-        "\"model_type\" is \"{}\"; this version runs llama, mistral, qwen2 and qwen3", result.family));
-  }
-  reject_unsupported(config);
-  result.layers = integer(config, "num_hidden_layers", 1, most_layers);
+void parse_latent_attention(const json& config, ModelConfig& result) {
   auto& sizes = result.sizes;
-  sizes.hidden = integer(config, "hidden_size", 1, most_width);
-  sizes.query_heads = integer(config, "num_attention_heads", 1, most_width);
+  sizes.query_latent = integer_or(config, "q_lora_rank", 0, most_width, 0);
+  sizes.latent = integer(config, "kv_lora_rank", 1, most_width);
+  sizes.rope = integer(config, "qk_rope_head_dim", 2, most_width);
+  sizes.head_dim = sizes.rope + integer(config, "qk_nope_head_dim", 1, most_width);
+  sizes.value_dim = integer(config, "v_head_dim", 1, most_width);
+  sizes.kv_heads = sizes.query_heads;
+  if (sizes.rope % 2 != 0)
+    throw InputError(fmt::format("\"qk_rope_head_dim\" is {}; rotary embedding needs an even one", sizes.rope));
+  result.compressed_query = sizes.query_latent > 0;
+  result.whole_query = !result.compressed_query;
+  result.compressed_query_bias = result.compressed_query && boolean_or(config, "attention_bias", false);
+  result.rotates_pairs = boolean_or(config, "rope_interleave", true);
+  result.attention_scale = static_cast<float>(yarn_score_factor(config) / std::sqrt(sizes.head_dim));
+}
+
+void parse_grouped_attention(const json& config, ModelConfig& result) {
+  auto& sizes = result.sizes;
   sizes.kv_heads = integer_or(config, "num_key_value_heads", 1, most_width, sizes.query_heads);
   sizes.head_dim = integer_or(config, "head_dim", 2, most_width, sizes.hidden / sizes.query_heads);
-  sizes.ffn = integer(config, "intermediate_size", 1, most_width);
-  sizes.vocabulary = integer(config, "vocab_size", 1, most_vocabulary);
   if (sizes.query_heads % sizes.kv_heads != 0) {
     throw InputError(
         fmt::format("\"num_attention_heads\" is {}, not a multiple of \"num_key_value_heads\", {}",
@@ -246,6 +296,99 @@ ModelConfig parse_config(const json& config) {
   if (sizes.head_dim < 2 || sizes.head_dim % 2 != 0) {
     throw InputError(fmt::format("the head size is {}; rotary embedding needs an even one", sizes.head_dim));
   }
+  result.attention_scale = 1 / std::sqrt(static_cast<float>(sizes.head_dim));
+}
+
+// A token's choice among the experts, in the three families' words.
+void parse_routing(const json& config, ModelConfig& result) {
+  auto& routing = result.routing;
+  routing.experts = result.sizes.experts;
+  routing.end_held = routing.experts;
+  routing.chosen = integer(config, "num_experts_per_tok", 1, routing.experts);
+  routing.normalised = boolean_or(config, "norm_topk_prob", false);
+  if (!is_deepseek(result.family)) return;
+  routing.scale = static_cast<float>(positive(config, "routed_scaling_factor", 1));
+  const bool v3 = result.family == "deepseek_v3";
+  const std::string method = string_or(config, "topk_method", v3 ? "noaux_tc" : "greedy");
+  const std::string scores = string_or(config, "scoring_func", v3 ? "sigmoid" : "softmax");
+  if (method != "noaux_tc" && method != "greedy" && method != "group_limited_greedy")
+    throw InputError(fmt::format("\"topk_method\" is \"{}\"; greedy, group_limited_greedy and noaux_tc are supported", method));
+  if (scores != "sigmoid" && scores != "softmax")
+    throw InputError(fmt::format("\"scoring_func\" is \"{}\"; softmax and sigmoid are supported", scores));
+  routing.score = scores == "sigmoid" ? kernels::Routing::Score::sigmoid : kernels::Routing::Score::softmax;
+  routing.group_score =
+      method == "noaux_tc" ? kernels::Routing::GroupScore::best_two : kernels::Routing::GroupScore::best;
+  if (!v3 && routing.normalised) {
+    if (routing.chosen > 1) routing.scale = 1;  // DeepSeek-V2 either normalises or scales
+    else routing.normalised = false;
+  }
+  result.router_bias = method == "noaux_tc";
+  if (method == "greedy") return;
+  routing.groups = integer_or(config, "n_group", 1, routing.experts, 1);
+  routing.chosen_groups = integer_or(config, "topk_group", 1, routing.groups, routing.groups);
+  const int size = routing.experts / routing.groups;
+  if (routing.experts % routing.groups != 0 || routing.chosen > routing.chosen_groups * size ||
+      (routing.group_score == kernels::Routing::GroupScore::best_two && routing.groups > routing.chosen_groups && size < 2)) {
+    throw InputError(fmt::format("\"n_group\" is {} and \"topk_group\" {}; {} of {} experts cannot be chosen so",
+                                 routing.groups, routing.chosen_groups, routing.chosen, routing.experts));
+  }
+}
+
+// Which layers have experts, and how many of what width.
+void parse_experts(const json& config, ModelConfig& result) {
+  auto& sizes = result.sizes;
+  const bool deepseek = is_deepseek(result.family);
+  std::vector<bool> sparse(result.layers, false);
+  if (deepseek && find(config, "n_routed_experts")) {
+    const int first = integer_or(config, "first_k_dense_replace", 0, most_layers, 0);
+    const int every = integer_or(config, "moe_layer_freq", 1, most_layers, 1);
+    for (int i = 0; i < result.layers; ++i) sparse[i] = i >= first && i % every == 0;
+    sizes.experts = integer(config, "n_routed_experts", 1, most_experts);
+  } else if (result.family == "qwen3_moe") {
+    const int every = integer_or(config, "decoder_sparse_step", 1, most_layers, 1);
+    for (int i = 0; i < result.layers; ++i) sparse[i] = (i + 1) % every == 0;
+    if (const json* dense = find(config, "mlp_only_layers"); dense && dense->is_array()) {
+      for (const auto& layer : *dense) {
+        if (layer.is_number_integer() && layer >= 0 && layer < result.layers) sparse[layer.get<int>()] = false;
+      }
+    }
+    sizes.experts = integer(config, find(config, "num_experts") ? "num_experts" : "num_local_experts", 1, most_experts);
+  }
+  for (int i = 0; i < result.layers; ++i) (sparse[i] ? result.expert_layers : result.dense_layers).push_back(i);
+  if (result.expert_layers.empty()) {
+    sizes.experts = 0;
+    return;
+  }
+  if (result.dense_layers.empty()) sizes.ffn = 0;
+  sizes.expert_ffn = integer(config, "moe_intermediate_size", 1, most_width);
+  if (deepseek) sizes.shared_ffn = sizes.expert_ffn * integer_or(config, "n_shared_experts", 0, most_experts, 0);
+  parse_routing(config, result);
+}
+
+}  // namespace
+
+ModelConfig parse_config(const json& config) {
+  ModelConfig result;
+  result.family = string_or(config, "model_type", "");
+  const std::string& family = result.family;
+  const bool qwen2 = family == "qwen2";
+  static const std::vector<std::string> families{"llama", "mistral",   "qwen2",       "qwen3",
+                                                 "qwen3_moe", "deepseek_v2", "deepseek_v3"};
+  if (std::find(families.begin(), families.end(), family) == families.end()) {
+    throw InputError(fmt::format("\"model_type\" is \"{}\"; this version runs {}", family, fmt::join(families, ", ")));
+  }
+  reject_unsupported(config);
+  result.layers = integer(config, "num_hidden_layers", 1, most_layers);
+  auto& sizes = result.sizes;
+  sizes.hidden = integer(config, "hidden_size", 1, most_width);
+  sizes.query_heads = integer(config, "num_attention_heads", 1, most_width);
+  sizes.ffn = integer(config, "intermediate_size", 1, most_width);
+  sizes.vocabulary = integer(config, "vocab_size", 1, most_vocabulary);
+  if (is_deepseek(family)) {
+    parse_latent_attention(config, result);
+  } else {
+    parse_grouped_attention(config, result);
+  }
   if (static_cast<std::int64_t>(sizes.query_heads) * sizes.head_dim > most_width) {
     throw InputError(
         fmt::format("{} heads of {} are wider than {}", sizes.query_heads, sizes.head_dim, most_width));
@@ -253,15 +396,16 @@ ModelConfig parse_config(const json& config) {
   result.context = integer_or(config, "max_position_embeddings", 1, most_context, 2048);
   result.rms_norm_eps = static_cast<float>(positive(config, "rms_norm_eps", 1e-6));
   result.rope = parse_rope(config, result.context);
-  result.windows = parse_windows(config, result.family, result.layers);
+  result.windows = parse_windows(config, family, result.layers);
   result.tied_embeddings = boolean_or(config, "tie_word_embeddings", false);
   result.separate_output = !result.tied_embeddings;
   result.qkv_bias = qwen2 || boolean_or(config, "attention_bias", false);
   result.output_bias = !qwen2 && boolean_or(config, "attention_bias", false);
-  result.mlp_bias = result.family == "llama" && boolean_or(config, "mlp_bias", false);
-  result.query_key_norm = qwen3;
-  result.quantisation = parse_quantisation(config);
-  if (result.quantisation) align_cuts(sizes, result.quantisation->group);
+  result.mlp_bias = family == "llama" && boolean_or(config, "mlp_bias", false);
+  result.query_key_norm = family.starts_with("qwen3");
+  parse_experts(config, result);
+  result.formats = parse_formats(config);
+  align_cuts(result);
   result.end_ids = parse_end_ids(config);
   return result;
 }

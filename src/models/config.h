@@ -9,6 +9,8 @@
 
 #include "parallel/plan.h"
 #include "parallel/shard.h"
+#include "kernels/routing.h"
+#include "weights/formats.h"
 
 namespace tandem::models {
 
@@ -29,14 +31,8 @@ struct RopeConfig {
   double attention_factor = 1;  // multiplies cos and sin
 };
 
-// MLX's affine quantisation of every matrix, the embedding included (mlx-community checkpoints).
-struct Quantisation {
-  int bits = 0;   // 4 or 8
-  int group = 0;  // inputs that share a scale: 32, 64 or 128
-};
-
 struct ModelConfig {
-  std::string family;  // model_type: llama, mistral, qwen2, qwen3
+  std::string family;  // model_type: llama, mistral, qwen2, qwen3, qwen3_moe, deepseek_v2, deepseek_v3
   int layers = 0;
   parallel::ModelSizes sizes;
   int context = 0;  // max_position_embeddings, tokens
@@ -50,7 +46,18 @@ struct ModelConfig {
   bool output_bias = false;  // of the attention
   bool mlp_bias = false;
   bool query_key_norm = false;
-  std::optional<Quantisation> quantisation;
+  // Of latent attention: whether queries are compressed too.
+  bool compressed_query = false;
+  bool whole_query = true;  // !compressed_query
+  bool compressed_query_bias = false;
+  bool router_bias = false;  // e_score_correction_bias
+  weights::Formats formats;
+  // Of grouped and latent attention: multiplies the scores.
+  float attention_scale = 1;
+  bool rotates_pairs = false;  // neighbours are turned together, not halves
+  // Mixture of experts.
+  std::vector<int> dense_layers, expert_layers;  // which layers have which feed-forward
+  kernels::Routing routing;                      // all experts held
   // Sampling that the model's makers advise, generation_config.json.
   struct Advised {
     std::optional<float> temperature, top_p;
@@ -59,8 +66,13 @@ struct ModelConfig {
   std::vector<int> end_ids;  // eos_token_id of generation_config.json, else of config.json
 
   parallel::Divisible divisible() const {
-    return {layers, sizes.query_heads / sizes.heads_at_once, sizes.ffn / sizes.columns_at_once,
-            sizes.vocabulary};
+    return {layers,
+            sizes.query_heads / sizes.heads_at_once,
+            sizes.ffn / sizes.columns_at_once,
+            sizes.vocabulary,
+            sizes.experts,
+            sizes.expert_ffn / sizes.columns_at_once,
+            sizes.shared_ffn / sizes.columns_at_once};
   }
 };
 

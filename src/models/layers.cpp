@@ -20,6 +20,8 @@ mx::array with_bias(const mx::array& y, const ShardedLinear& w) {
 
 }  // namespace
 
+std::size_t bytes_of(const ShardedLinear& w) { return w.weight.bytes() + (w.bias ? w.bias->nbytes() : 0); }
+
 std::vector<mx::array> products(const mx::array& x, const std::vector<const ShardedLinear*>& matrices) {
   std::vector<kernels::Matrix> weights;
   for (const auto* w : matrices) weights.push_back(w->weight);
@@ -49,13 +51,13 @@ mx::array embed(const mx::array& ids, const ShardedLinear& w, int first_id, cons
   return parallel::sum(x, context.group);
 }
 
-Rope make_rope(const RopeConfig& config, int head_dim) {
-  const int half = head_dim / 2;
+Rope make_rope(const RopeConfig& config, int dims, bool pairs) {
+  const int half = dims / 2;
   std::vector<float> wavelengths(half);
   // yarn: where a dimension turns `turns` times within the original context (arXiv:2309.00071, equation 17's
   // inverse).
   const auto dimension_of = [&](double turns) {
-    return head_dim * std::log(config.original_context / (turns * 2 * std::numbers::pi)) /
+    return dims * std::log(config.original_context / (turns * 2 * std::numbers::pi)) /
            (2 * std::log(config.theta));
   };
   double low = 0, high = 0;
@@ -64,11 +66,11 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
     high = dimension_of(config.beta_slow);
     if (config.truncate) low = std::floor(low), high = std::ceil(high);
     low = std::max(low, 0.0);
-    high = std::min(high, head_dim - 1.0);
+    high = std::min(high, dims - 1.0);
     if (low == high) high += 0.001;
   }
   for (int i = 0; i < half; ++i) {
-    double frequency = std::pow(config.theta, -2.0 * i / head_dim);
+    double frequency = std::pow(config.theta, -2.0 * i / dims);
     // How much of the stretched frequency enters, 0 to 1.
     double stretched = 0;
     switch (config.kind) {
@@ -91,7 +93,7 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
     frequency = frequency / config.factor * stretched + frequency * (1 - stretched);
     wavelengths[i] = static_cast<float>(1 / frequency);
   }
-  return {mx::array(wavelengths.begin(), {half}), static_cast<float>(config.attention_factor)};
+  return {mx::array(wavelengths.begin(), {half}), static_cast<float>(config.attention_factor), pairs};
 }
 
 std::vector<int> positions_of(const std::vector<SequenceRows>& sequences) {
@@ -105,7 +107,7 @@ std::vector<int> positions_of(const std::vector<SequenceRows>& sequences) {
 
 kernels::Angles angles(const Rope& rope, const std::vector<int>& positions) {
   const mx::array rows(positions.begin(), {static_cast<int>(positions.size())}, mx::int32);
-  return kernels::angles_at(rows, rope.wavelengths, rope.attention_factor);
+  return kernels::angles_at(rows, rope.wavelengths, rope.attention_factor, rope.pairs);
 }
 
 }  // namespace tandem::models

@@ -32,6 +32,9 @@ struct ShardedLinear {
   std::vector<int> parts;  // rows of each rank, for Reduce::gather
 };
 
+// With the bias.
+std::size_t bytes_of(const ShardedLinear& w);
+
 // x [T, in] → this rank's part of each product, for which x is prepared once. The bias of a matrix without
 // reduction is added.
 std::vector<mlx::core::array> products(const mlx::core::array& x,
@@ -47,8 +50,10 @@ mlx::core::array embed(const mlx::core::array& ids, const ShardedLinear& w, int 
 struct Rope {
   mlx::core::array wavelengths;  // [dims / 2] float32: base^(2i/dims), stretched
   float attention_factor = 1;
+  bool pairs = false;  // kernels::Angles::pairs
 };
-Rope make_rope(const RopeConfig& config, int head_dim);
+// Of `dims` turned numbers a head.
+Rope make_rope(const RopeConfig& config, int dims, bool pairs);
 // The position of each row of a step.
 std::vector<int> positions_of(const std::vector<SequenceRows>& sequences);
 kernels::Angles angles(const Rope& rope, const std::vector<int>& positions);

@@ -148,10 +148,20 @@ void validate(const Plan& plan, const Divisible& model) {
         "{} ranks, but the model has {} query heads and each rank needs one: use at most {} ranks", ranks,
         model.query_heads, model.query_heads));
   }
-  if (ranks > model.ffn_columns || ranks > model.vocabulary) {
-    throw InputError(fmt::format("{} ranks are more than the model's {} ffn columns or {} tokens", ranks,
-                                 model.ffn_columns, model.vocabulary));
-  }
+  const auto check = [&](const char* name, int parts) {
+    if (ranks <= parts) return;
+    throw InputError(fmt::format("{} ranks, but the model's {} can be cut into {} parts: use at most {} ranks",
+                                 ranks, name, parts, parts));
+  };
+  // A model of experts alone has no other ffn; 0 columns are none.
+  if (model.ffn_columns > 0 || model.experts == 0) check("ffn", model.ffn_columns);
+  if (model.shared_columns > 0) check("shared experts", model.shared_columns);
+  if (model.experts > 0) check("experts", std::max(model.experts, model.expert_columns));
+  check("vocabulary", model.vocabulary);
+}
+
+ExpertSplit expert_split_of(int ranks, const Divisible& model) {
+  return ranks <= model.expert_columns ? ExpertSplit::columns : ExpertSplit::whole;
 }
 
 }  // namespace tandem::parallel

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/shard.h"
+
 namespace tandem::parallel {
 
 struct PlannedRank {
@@ -45,8 +47,13 @@ struct Divisible {
   int query_heads = 0;
   int ffn_columns = 0;
   int vocabulary = 0;
+  int experts = 0;  // 0: none
+  int expert_columns = 0, shared_columns = 0;
 };
 // InputError where the plan does not fit: layers missing or twice, more ranks in a stage than query heads.
 void validate(const Plan& plan, const Divisible& model);
+
+// Columns of every expert, which loads ranks evenly; whole experts where there are more ranks than such cuts.
+ExpertSplit expert_split_of(int ranks, const Divisible& model);
 
 }  // namespace tandem::parallel

@@ -20,9 +20,17 @@ using nlohmann::json;
 constexpr const char* single_file = "model.safetensors";
 constexpr const char* index_file = "model.safetensors.index.json";
 
-mx::Dtype to_mlx(const std::string& name, const std::string& dtype, bool codes) {
-  if (codes && dtype == "U32") return mx::uint32;
-  if (codes) throw InputError(fmt::format("tensor \"{}\" is {}; quantized weights are U32", name, dtype));
+mx::Dtype to_mlx(const std::string& name, const std::string& dtype, Element element) {
+  if (element == Element::codes && dtype == "U32") return mx::uint32;
+  if (element == Element::codes)
+    throw InputError(fmt::format("tensor \"{}\" is {}; quantized weights are U32", name, dtype));
+  if (element == Element::fp8 && dtype == "F8_E4M3") return mx::uint8;
+  if (element == Element::fp8)
+    throw InputError(fmt::format("tensor \"{}\" is {}, but has a weight_scale_inv; F8_E4M3 has", name, dtype));
+  if (dtype == "U32")
+    throw InputError(fmt::format("tensor \"{}\" is quantized, but its \".scales\" is missing", name));
+  if (dtype == "F8_E4M3")
+    throw InputError(fmt::format("tensor \"{}\" is F8_E4M3, but its \"weight_scale_inv\" is missing", name));
   if (dtype == "F32") return mx::float32;
   if (dtype == "F16") return mx::float16;
   if (dtype == "BF16") return mx::bfloat16;
@@ -99,7 +107,7 @@ mx::array Checkpoint::read(const Slice& slice, const OnBytes& on_bytes) const {
                                  file->path().string(), slice.name, fmt::join(info->shape, ", "),
                                  fmt::join(slice.shape, ", ")));
   }
-  const mx::Dtype dtype = to_mlx(slice.name, info->dtype, slice.codes);
+  const mx::Dtype dtype = to_mlx(slice.name, info->dtype, slice.element);
   const std::uint64_t size = mx::size_of(dtype);
   const Pieces pieces = pieces_of(slice);
   const std::uint64_t run_bytes = pieces.run * size;

@@ -16,11 +16,11 @@ class Checkpoint : public Source {
   // Opens every file and reads the headers. InputError names what is missing or damaged.
   explicit Checkpoint(const std::filesystem::path& folder);
 
-  bool has(const std::string& name) const { return where_.contains(name); }
+  bool has(const std::string& name) const override { return where_.contains(name); }
 
   std::uint64_t bytes(const Slice& slice) const override;
   // In the file's dtype. Reads just the slice's bytes. InputError where the tensor is missing, the whole one
-  // has another shape, or its dtype is not F32, F16 or BF16, or, of codes, not U32.
+  // has another shape, or its dtype is not that of the slice's element.
   mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const override;
 
  private:

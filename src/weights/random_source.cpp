@@ -71,9 +71,16 @@ void fill_from_block(const Slice& slice, const mx::array& block, char* to) {
 RandomSource::RandomSource(mx::Dtype dtype, int bits)
     : dtype_(dtype), bits_(bits), values_(make_values(dtype)), codes_(make_codes()) {}
 
+bool RandomSource::has(const std::string& name) const {
+  const std::string_view view = name;
+  const auto contains = [&](const char* part) { return view.find(part) != view.npos; };
+  if (view.ends_with(".scales")) return bits_ > 0 && !view.ends_with("mlp.gate.scales");
+  return !view.ends_with("_scale_inv") && !contains("switch_mlp") && !contains("embed_q") && !contains("unembed_out");
+}
+
 std::uint64_t RandomSource::bytes(const Slice& slice) const {
   const Pieces pieces = pieces_of(slice);
-  return pieces.runs * pieces.run * (slice.codes ? codes_.itemsize() : values_.itemsize());
+  return pieces.runs * pieces.run * (slice.element == Element::codes ? codes_.itemsize() : values_.itemsize());
 }
 
 mx::array RandomSource::read(const Slice& slice, const OnBytes& on_bytes) const {
@@ -87,7 +94,7 @@ mx::array RandomSource::read(const Slice& slice, const OnBytes& on_bytes) const 
   if (name.ends_with(".biases")) return filled(-scale * (std::pow(2.0, bits_) - 1) / 2);
   if (name.ends_with(".bias")) return filled(0);
   if (slice.shape.size() == 1) return filled(1);
-  const mx::array& block = slice.codes ? codes_ : values_;
+  const mx::array& block = slice.element == Element::codes ? codes_ : values_;
   mx::array made(mx::allocator::malloc(bytes(slice)), slice.part_shape(), block.dtype());
   fill_from_block(slice, block, made.data<char>());
   return made;

@@ -16,6 +16,8 @@ class RandomSource : public Source {
   // values, 4 or 8; 0: none.
   RandomSource(mlx::core::Dtype dtype, int bits);
 
+  // The names of a Hugging Face checkpoint; where there are bits, matrices but routers' have scales.
+  bool has(const std::string& name) const override;
   std::uint64_t bytes(const Slice& slice) const override;
   mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const override;
 

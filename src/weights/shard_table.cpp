@@ -1,54 +1,125 @@
 #include "weights/shard_table.h"
 
 #include <fmt/format.h>
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <algorithm>
+
+#include "weights/fp8.h"
 
 namespace tandem::weights {
-
-std::vector<ShardRule> quantised_rules(const ShardRule& rule, int bits, int group) {
-  const std::string stem = rule.name.substr(0, rule.name.rfind('.'));
-  std::vector<ShardRule> rules(3, rule);
-  rules[0].inputs_per_element = 32 / bits;
-  rules[0].codes = true;
-  rules[1].name = stem + ".scales";
-  rules[2].name = stem + ".biases";
-  rules[1].inputs_per_element = rules[2].inputs_per_element = group;
-  return rules;
-}
-
 namespace {
 
-Slice slice_of(const std::string& name, const ShardRule& rule, const parallel::Shard& shard) {
-  Slice slice{name, {}, rule.split_axis, {}, rule.codes};
+namespace mx = mlx::core;
+using parallel::Dim;
+
+constexpr Quantisation fp8_quantised{8, 64};
+
+int axis_of(const ShardRule& rule, const parallel::Shard& shard) {
+  const bool stacked = rule.shape.front() == Dim::experts;
+  return stacked && shard.experts.size() < shard.sizes.experts ? 0 : rule.split_axis;
+}
+
+// The tensor of which each element of the last axis stands for `inputs` inputs.
+Slice slice_of(const std::string& name, const ShardRule& rule, const parallel::Shard& shard, int inputs = 1) {
+  Slice slice{name, {}, axis_of(rule, shard), {}};
   for (const auto dim : rule.shape) slice.shape.push_back(shard.whole(dim));
-  slice.shape.back() /= rule.inputs_per_element;
-  if (rule.split_axis < 0) return slice;
-  slice.part = shard.part(rule.shape[rule.split_axis]);
-  if (rule.split_axis + 1 == static_cast<int>(rule.shape.size())) {
-    slice.part = {slice.part.begin / rule.inputs_per_element, slice.part.end / rule.inputs_per_element};
+  slice.shape.back() /= inputs;
+  if (slice.axis < 0) return slice;
+  slice.part = shard.part(rule.shape[slice.axis]);
+  if (slice.axis + 1 == static_cast<int>(rule.shape.size())) {
+    slice.part = {slice.part.begin / inputs, slice.part.end / inputs};
   }
   return slice;
 }
 
+// "a*b" with the number in place of the first star.
+std::string with_number(const std::string& pattern, int number) {
+  const auto star = pattern.find('*');
+  return fmt::format("{}{}{}", pattern.substr(0, star), number, pattern.substr(star + 1));
+}
+
+std::string stem_of(const std::string& name) { return name.substr(0, name.rfind('.')); }
+
 }  // namespace
 
-ShardedWeights::ShardedWeights(const Source& source, const std::vector<ShardRule>& rules,
+ShardedWeights::ShardedWeights(const Source& source, const std::vector<ShardRule>& rules, Formats formats,
                                const parallel::Shard& shard, int first_layer, int end_layer, OnBytes on_bytes)
-    : source_(source), on_bytes_(std::move(on_bytes)) {
-  const auto add = [&](const std::string& name, const ShardRule& rule) {
-    const auto& slice = slices_[name] = slice_of(name, rule, shard);
-    bytes_ += source_.bytes(slice);
-    if (rule.split_axis < 0) replicated_bytes_ += source_.bytes(slice);
-  };
+    : source_(source), formats_(std::move(formats)), on_bytes_(std::move(on_bytes)) {
   for (const auto& rule : rules) {
-    const auto star = rule.name.find('*');
-    if (star == std::string::npos) {
-      add(rule.name, rule);
+    if (rule.name.find('*') == std::string::npos) {
+      add(rule.name, rule, shard);
       continue;
     }
     for (int layer = first_layer; layer < end_layer; ++layer) {
-      add(fmt::format("{}{}{}", rule.name.substr(0, star), layer, rule.name.substr(star + 1)), rule);
+      const auto& layers = rule.layers;
+      if (!layers.empty() && std::find(layers.begin(), layers.end(), layer) == layers.end()) continue;
+      const std::string name = with_number(rule.name, layer);
+      if (name.find('*') == std::string::npos) {
+        add(name, rule, shard);
+        continue;
+      }
+      for (int e = shard.experts.begin; e < shard.experts.end; ++e) add(with_number(name, e), rule, shard);
     }
   }
+}
+
+void ShardedWeights::count(const Slice& slice, bool replicated) {
+  bytes_ += source_.bytes(slice);
+  if (replicated) replicated_bytes_ += source_.bytes(slice);
+}
+
+void ShardedWeights::add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard) {
+  Tensor tensor{slice_of(name, rule, shard), rule.reduce, {}, {}, {}, {}};
+  const std::string stem = stem_of(name);
+  const bool matrix = rule.shape.size() >= 2, replicated = tensor.slice.axis < 0 && rule.name.find(".*.") == rule.name.rfind(".*.");
+  if (matrix && source_.has(stem + ".scales")) {
+    tensor.quantisation = formats_.of(stem);
+    const auto [bits, group] = tensor.quantisation;
+    tensor.slice = slice_of(name, rule, shard, 32 / bits);
+    tensor.slice.element = Element::codes;
+    tensor.scales = slice_of(stem + ".scales", rule, shard, group);
+    tensor.biases = slice_of(stem + ".biases", rule, shard, group);
+    count(*tensor.scales, replicated);
+    count(*tensor.biases, replicated);
+  } else if (matrix && source_.has(name + "_scale_inv") && formats_.fp8_block > 0) {
+    tensor.slice.element = Element::fp8;
+    const auto blocks = [&](Dim dim) { return (shard.whole(dim) + formats_.fp8_block - 1) / formats_.fp8_block; };
+    tensor.fp8_scales = Slice{name + "_scale_inv", {blocks(rule.shape[0]), blocks(rule.shape[1])}};
+    count(*tensor.fp8_scales, true);
+  }
+  count(tensor.slice, replicated);
+  tensors_.emplace(name, std::move(tensor));
+}
+
+mx::array ShardedWeights::take(const std::string& name) const {
+  return source_.read(tensors_.at(name).slice, on_bytes_);
+}
+
+StoredMatrix ShardedWeights::take_matrix(const std::string& name) const {
+  const Tensor& tensor = tensors_.at(name);
+  if (tensor.fp8_scales) return take_fp8(tensor);
+  StoredMatrix matrix{source_.read(tensor.slice, on_bytes_), {}, {}, tensor.quantisation};
+  if (tensor.scales) {
+    matrix.scales = source_.read(*tensor.scales, on_bytes_);
+    matrix.biases = source_.read(*tensor.biases, on_bytes_);
+  }
+  return matrix;
+}
+
+StoredMatrix ShardedWeights::take_fp8(const Tensor& tensor) const {
+  const Slice& slice = tensor.slice;
+  const int first_row = slice.axis == 0 ? slice.part.begin : 0, first_column = slice.axis == 1 ? slice.part.begin : 0;
+  const bool quantised = formats_.fp8_as == Fp8As::quantised && slice.part_shape().back() % fp8_quantised.group == 0;
+  const mx::Dtype dtype = formats_.fp8_as == Fp8As::float32 || quantised ? mx::float32 : mx::bfloat16;
+  const mx::array dense =
+      dequantise_fp8(source_.read(slice, on_bytes_), source_.read(*tensor.fp8_scales, on_bytes_),
+                     formats_.fp8_block, first_row, first_column, dtype);
+  if (!quantised) return {dense, {}, {}, {}};
+  auto parts = mx::quantize(dense, fp8_quantised.group, fp8_quantised.bits, "affine", std::nullopt, mx::Device::cpu);
+  mx::eval(parts);
+  return {parts[0], parts[1], parts[2], fp8_quantised};
 }
 
 }  // namespace tandem::weights

@@ -3,51 +3,71 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "parallel/shard.h"
+#include "weights/formats.h"
 #include "weights/source.h"
 
 namespace tandem::weights {
 
-// One row: the tensors of this name ('*' stands for a layer's number) have this shape, are cut along
-// `split_axis`
-// (-1: every rank holds the whole), and a product with them is followed by `reduce`.
+// One row: the tensors of this name (the first '*' stands for a layer's number, a second for that of one of
+// this rank's experts) have this shape, are cut along `split_axis` (-1: every rank holds the whole), and a
+// product with them is followed by `reduce`. Of a tensor of stacked experts, `split_axis` is cut where ranks
+// share columns, and axis 0 where they hold whole experts.
 struct ShardRule {
   std::string name;
   std::vector<parallel::Dim> shape;
   int split_axis;
   parallel::Reduce reduce;
-  int inputs_per_element = 1;  // of the last axis: quantised weights hold several in one element
-  bool codes = false;          // quantised values: uint32
+  std::vector<int> layers;  // that have it; empty: all
 };
 
-// A matrix's row, with its weight in `bits` and groups of `group`, as three: NAME.weight, NAME.scales,
-// NAME.biases.
-std::vector<ShardRule> quantised_rules(const ShardRule& rule, int bits, int group);
+// A matrix, or a stack of them, as it was stored: dense, or MLX's affine quantisation.
+struct StoredMatrix {
+  mlx::core::array weight;
+  std::optional<mlx::core::array> scales, biases;
+  Quantisation quantisation;
+};
 
 // One rank's tensors by name, each read when it is taken: a model packs one before it takes the next, so that
 // no second copy of the model is held.
 class ShardedWeights {
  public:
-  // The tensors of `rules` for layers [first_layer, end_layer); `source` outlives this. InputError where one
-  // is missing.
+  // The tensors of `rules` for layers [first_layer, end_layer), those with two axes and more in whatever format
+  // the source has them in; `source` outlives this. InputError where one is missing.
   ShardedWeights(
-      const Source& source, const std::vector<ShardRule>& rules, const parallel::Shard& shard,
+      const Source& source, const std::vector<ShardRule>& rules, Formats formats, const parallel::Shard& shard,
       int first_layer, int end_layer, OnBytes on_bytes = [](std::uint64_t) {});
 
-  bool has(const std::string& name) const { return slices_.contains(name); }
-  // Reads the tensor. Asserted to be one of the rules'. InputError as Source::read().
-  mlx::core::array take(const std::string& name) const { return source_.read(slices_.at(name), on_bytes_); }
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  // Reads a tensor, or a matrix with what belongs to it. Asserted to be one of the rules'. InputError as
+  // Source::read().
+  mlx::core::array take(const std::string& name) const;
+  StoredMatrix take_matrix(const std::string& name) const;
+  parallel::Reduce reduce_of(const std::string& name) const { return tensors_.at(name).reduce; }
   // Bytes of all, and the part of them that every rank holds too.
   std::uint64_t bytes() const { return bytes_; }
   std::uint64_t replicated_bytes() const { return replicated_bytes_; }
 
  private:
+  struct Tensor {
+    Slice slice;
+    parallel::Reduce reduce;
+    std::optional<Slice> scales, biases;  // of a quantised matrix
+    std::optional<Slice> fp8_scales;      // whole
+    Quantisation quantisation;
+  };
+  void add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard);
+  void count(const Slice& slice, bool replicated);
+  StoredMatrix take_fp8(const Tensor& tensor) const;
+
   const Source& source_;
+  Formats formats_;
   OnBytes on_bytes_;
-  std::map<std::string, Slice> slices_;
+  std::map<std::string, Tensor> tensors_;
   std::uint64_t bytes_ = 0;
   std::uint64_t replicated_bytes_ = 0;
 };

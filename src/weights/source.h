@@ -13,13 +13,16 @@
 
 namespace tandem::weights {
 
+// What a tensor holds: numbers in F32, F16 or BF16, MLX's quantised values in U32, or numbers in F8_E4M3.
+enum class Element { number, codes, fp8 };
+
 // A tensor, or a part of it.
 struct Slice {
   std::string name;
   std::vector<int> shape;  // of the whole tensor
   int axis = -1;           // that is cut; -1: the whole tensor
   parallel::Range part;    // of that axis
-  bool codes = false;      // quantised values: uint32
+  Element element = Element::number;
 
   mlx::core::Shape part_shape() const;
 };
@@ -36,9 +39,10 @@ using OnBytes = std::function<void(std::uint64_t bytes)>;
 class Source {
  public:
   virtual ~Source() = default;
+  virtual bool has(const std::string& name) const = 0;
   // The bytes that reading the slice takes. InputError where there is no such tensor.
   virtual std::uint64_t bytes(const Slice& slice) const = 0;
-  // The slice, in the source's dtype. InputError names the tensor that is not as asked for.
+  // The slice, in the source's dtype; F8_E4M3 as uint8. InputError names the tensor that is not as asked for.
   virtual mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const = 0;
 };
 

@@ -8,7 +8,7 @@
 #include <random>
 
 #include "base/error.h"
-#include "models/config.h"
+#include "models/families.h"
 #include "parallel/tcp_group.h"
 #include "weights/checkpoint.h"
 
@@ -122,9 +122,9 @@ class StepRunnerTest : public testing::Test {
     const auto config = models::load_config(folder);
     const auto shard = parallel::shard_of(config.sizes, {1}, 0);
     const weights::Checkpoint checkpoint(folder);
-    const weights::ShardedWeights weights(checkpoint, models::llama_shard_rules(config), shard, 0,
-                                          config.layers);
-    return {models::make_llama(config, shard, weights), {parallel::single_rank_group()}};
+    const weights::ShardedWeights weights(checkpoint, models::shard_rules(config, checkpoint), config.formats,
+                                          shard, 0, config.layers);
+    return {models::make_decoder(config, shard, weights), {parallel::single_rank_group()}};
   }
 
   // Products sum in an order that does not depend on the rows with them, so that steps differ in attention

@@ -36,13 +36,14 @@ TEST(Pieces, AreThePartInItsTensor) {
 
 TEST(RandomSource, PartsAreCutFromOneTensor) {
   const RandomSource source(mx::bfloat16, 4);
-  for (const bool codes : {false, true}) {
-    const Slice whole{"layer.weight", {300, 400}, -1, {}, codes};
+  for (const Element element : {Element::number, Element::codes}) {
+    const bool codes = element == Element::codes;
+    const Slice whole{"layer.weight", {300, 400}, -1, {}, element};
     const auto all = source.read(whole, no_report);
     EXPECT_EQ(all.dtype(), codes ? mx::uint32 : mx::bfloat16);
     EXPECT_EQ(all.nbytes(), source.bytes(whole));
     for (const int axis : {0, 1}) {
-      const Slice part{"layer.weight", {300, 400}, axis, {100, 250}, codes};
+      const Slice part{"layer.weight", {300, 400}, axis, {100, 250}, element};
       const mx::array cut = axis == 0 ? mx::slice(all, {100, 0}, {250, 400}, mx::Device::cpu)
                                       : mx::slice(all, {0, 100}, {300, 250}, mx::Device::cpu);
       EXPECT_EQ(values_of(source.read(part, no_report)), values_of(cut));
@@ -65,7 +66,7 @@ TEST(RandomSource, MatricesDeviateByTwoHundredths) {
   expect_spread(values_of(RandomSource(mx::float16, 0).read({"m.weight", {400, 400}}, no_report)));
   for (const int bits : {4, 8}) {
     const RandomSource source(mx::float16, bits);
-    const auto codes = source.read({"m.weight", {400, 384 * bits / 32}, -1, {}, true}, no_report);
+    const auto codes = source.read({"m.weight", {400, 384 * bits / 32}, -1, {}, Element::codes}, no_report);
     const auto scales = source.read({"m.scales", {400, 384 / 64}}, no_report);
     const auto biases = source.read({"m.biases", {400, 384 / 64}}, no_report);
     expect_spread(values_of(mx::dequantize(codes, scales, biases, 64, bits, "affine", std::nullopt,

@@ -1,0 +1,196 @@
+#include "kernels/routing.h"
+
+#include <mlx/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels/cpu_primitive.h"
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+constexpr float lowest = -std::numeric_limits<float>::infinity();
+constexpr float least_sum = 1e-20F;  // what weights are divided by, at least
+
+// One token's choice.
+class Choice {
+ public:
+  explicit Choice(const Routing& routing) : routing_(routing), scores_(routing.experts), ranked_(routing.experts) {}
+
+  void make(const float* logits, const float* bias, std::int32_t* ids, float* weights) {
+    score(logits);
+    std::vector<float>& by = ranked_;
+    for (int e = 0; e < routing_.experts; ++e) by[e] = scores_[e] + (bias ? bias[e] : 0.0F);
+    if (routing_.groups > routing_.chosen_groups) drop_groups();
+    float sum = 0;
+    for (int k = 0; k < routing_.chosen; ++k) {
+      const auto best = std::max_element(by.begin(), by.end());
+      const int expert = static_cast<int>(best - by.begin());
+      *best = lowest;
+      weights[k] = scores_[expert];
+      sum += scores_[expert];
+      const bool held = expert >= routing_.first_held && expert < routing_.end_held;
+      ids[k] = held ? expert - routing_.first_held : -1;
+    }
+    const float factor = routing_.normalised ? routing_.scale / (sum + least_sum) : routing_.scale;
+    for (int k = 0; k < routing_.chosen; ++k) weights[k] *= factor;
+  }
+
+ private:
+  void score(const float* logits) {
+    if (routing_.score == Routing::Score::sigmoid) {
+      for (int e = 0; e < routing_.experts; ++e) scores_[e] = 1 / (1 + std::exp(-logits[e]));
+      return;
+    }
+    const float top = *std::max_element(logits, logits + routing_.experts);
+    float sum = 0;
+    for (int e = 0; e < routing_.experts; ++e) sum += scores_[e] = std::exp(logits[e] - top);
+    for (float& s : scores_) s /= sum;
+  }
+
+  // Only the best groups stay.
+  void drop_groups() {
+    const int size = routing_.experts / routing_.groups;
+    std::vector<float> of_group(routing_.groups);
+    for (int g = 0; g < routing_.groups; ++g) {
+      float best = lowest, second = lowest;
+      for (int e = g * size; e < (g + 1) * size; ++e) {
+        second = std::max(second, std::min(best, ranked_[e]));
+        best = std::max(best, ranked_[e]);
+      }
+      of_group[g] = routing_.group_score == Routing::GroupScore::best ? best : best + second;
+    }
+    std::vector<int> order(routing_.groups);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return of_group[a] > of_group[b]; });
+    for (int i = routing_.chosen_groups; i < routing_.groups; ++i)
+      std::fill_n(ranked_.begin() + order[i] * size, size, lowest);
+  }
+
+  const Routing& routing_;
+  std::vector<float> scores_, ranked_;
+};
+
+// Inputs: logits, and perhaps the bias. Outputs: ids of all experts, weights.
+std::vector<mx::array> choose_by_mlx(const std::vector<mx::array>& in, const Routing& r, mx::Stream s) {
+  const mx::array logits = mx::astype(in[0], mx::float32, s);
+  const mx::array scores = r.score == Routing::Score::sigmoid ? mx::sigmoid(logits, s)
+                                                              : mx::softmax(logits, -1, /*precise=*/true, s);
+  mx::array ranked = in.size() > 1 ? mx::add(scores, mx::astype(in[1], mx::float32, s), s) : scores;
+  const int rows = logits.shape(0);
+  if (r.groups > r.chosen_groups) {
+    const mx::array groups = mx::reshape(ranked, {rows, r.groups, r.experts / r.groups}, s);
+    const mx::array of_group = r.group_score == Routing::GroupScore::best
+                                   ? mx::max(groups, -1, false, s)
+                                   : mx::sum(mx::topk(groups, 2, -1, s), -1, false, s);
+    const int dropped = r.groups - r.chosen_groups;
+    const mx::array worst = mx::slice(mx::argpartition(of_group, dropped - 1, -1, s), {0, 0}, {rows, dropped}, s);
+    ranked = mx::reshape(mx::put_along_axis(groups, mx::expand_dims(worst, -1, s), mx::array(lowest), 1, s),
+                         {rows, r.experts}, s);
+  }
+  const mx::array best = mx::argpartition(mx::negative(ranked, s), r.chosen - 1, -1, s);
+  const mx::array ids = mx::stop_gradient(mx::slice(best, {0, 0}, {rows, r.chosen}, s), s);
+  mx::array weights = mx::take_along_axis(scores, ids, -1, s);
+  if (r.normalised)
+    weights = mx::divide(weights, mx::add(mx::sum(weights, -1, true, s), mx::array(least_sum), s), s);
+  return {mx::astype(ids, mx::int32, s), mx::multiply(weights, mx::array(r.scale), s)};
+}
+
+class Route : public ReferencedPrimitive {
+ public:
+  Route(mx::Stream stream, const Routing& routing)
+      : ReferencedPrimitive(stream,
+                            [routing, stream](const auto& in) { return choose_by_mlx(in, routing, stream); }),
+        routing_(routing) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [routing = routing_, logits = inputs[0].data<float>(),
+            bias = inputs.size() > 1 ? inputs[1].data<float>() : nullptr,
+            ids = result_of<std::int32_t>(outputs[0]), weights = result_of(outputs[1]), rows = inputs[0].shape(0)] {
+      constexpr int rows_at_once = 16;
+      parallel((rows + rows_at_once - 1) / rows_at_once, [&](std::int64_t part) {
+        Choice choice(routing);
+        for (auto r = part * rows_at_once; r < std::min<std::int64_t>(rows, (part + 1) * rows_at_once); ++r) {
+          choice.make(logits + r * routing.experts, bias, ids + r * routing.chosen, weights + r * routing.chosen);
+        }
+      });
+    };
+  }
+  const char* name() const override { return "TandemRoute"; }
+
+ private:
+  Routing routing_;
+};
+
+mx::array weighted_sum_by_mlx(const std::vector<mx::array>& in, mx::Stream s) {
+  const mx::array weights = mx::expand_dims(mx::astype(in[1], in[0].dtype(), s), -1, s);
+  return mx::sum(mx::multiply(in[0], weights, s), 1, false, s);
+}
+
+class WeightedSum : public ReferencedPrimitive {
+ public:
+  explicit WeightedSum(mx::Stream stream)
+      : ReferencedPrimitive(
+            stream, [stream](const auto& in) { return std::vector{weighted_sum_by_mlx(in, stream)}; }) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [x = inputs[0].data<float>(), weights = inputs[1].data<float>(), y = result_of(outputs[0]),
+            rows = inputs[0].shape(0), k = inputs[0].shape(1), n = std::int64_t{inputs[0].shape(2)}] {
+      parallel(rows, [&](std::int64_t r) {
+        float* to = y + r * n;
+        std::fill_n(to, n, 0.0F);
+        for (int i = 0; i < k; ++i) {
+          const float* from = x + (r * k + i) * n;
+          const float weight = weights[r * k + i];
+          for (std::int64_t j = 0; j < n; ++j) to[j] += weight * from[j];
+        }
+      });
+    };
+  }
+  const char* name() const override { return "TandemWeightedSum"; }
+};
+
+}  // namespace
+
+Routes route(const mx::array& logits, const std::optional<mx::array>& bias, const Routing& routing,
+             mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (logits.ndim() != 2 || logits.shape(1) != routing.experts || (bias && bias->shape() != mx::Shape{routing.experts}))
+    throw std::invalid_argument("route: logits and bias are not one for each expert");
+  if (stream.device == mx::Device::gpu) {
+    std::vector<mx::array> in{logits};
+    if (bias) in.push_back(*bias);
+    const auto all = choose_by_mlx(in, routing, stream);
+    if (routing.first_held == 0 && routing.end_held == routing.experts) return {all[0], all[1]};
+    const mx::array local = mx::subtract(all[0], mx::array(routing.first_held), stream);
+    const mx::array held =
+        mx::logical_and(mx::greater_equal(local, mx::array(0), stream),
+                        mx::less(local, mx::array(routing.end_held - routing.first_held), stream), stream);
+    return {mx::where(held, local, mx::array(0), stream), mx::where(held, all[1], mx::array(0.0F), stream)};
+  }
+  std::vector<mx::array> in{as_float_rows(logits, stream)};
+  if (bias) in.push_back(as_float_rows(*bias, stream));
+  const mx::Shape shape{logits.shape(0), routing.chosen};
+  const auto made = mx::array::make_arrays({shape, shape}, {mx::int32, mx::float32},
+                                           std::make_shared<Route>(stream, routing), in);
+  return {made[0], made[1]};
+}
+
+mx::array weighted_sum(const mx::array& x, const mx::array& weights, mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (x.ndim() != 3 || weights.shape() != mx::Shape{x.shape(0), x.shape(1)})
+    throw std::invalid_argument("weighted_sum: x and weights do not fit together");
+  if (stream.device == mx::Device::gpu) return weighted_sum_by_mlx({x, weights}, stream);
+  return mx::array({x.shape(0), x.shape(2)}, mx::float32, std::make_shared<WeightedSum>(stream),
+                   {as_float_rows(x, stream), as_float_rows(weights, stream)});
+}
+
+}  // namespace tandem::kernels

@@ -1,0 +1,55 @@
+// The two kinds of attention that families have, each this rank's heads.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/gather_linear.h"
+#include "models/layers.h"
+
+namespace tandem::models {
+
+// What a forward pass gives each of its layers.
+struct Pass {
+  kernels::Angles angles;
+  const std::vector<SequenceRows>& sequences;
+  float eps;  // of norms
+
+  std::vector<kernels::AttentionRows> rows(int layer) const;
+};
+
+// Heads that share keys and values in groups (Ainslie et al. 2023, arXiv:2305.13245).
+struct GroupedAttention {
+  ShardedLinear query, key, value, output;
+  std::optional<mlx::core::array> query_norm, key_norm;
+  std::vector<int> kv_of_query;  // which local key/value head each local query head reads
+  int head_dim = 0;
+  float scale = 1;
+  int window = 0;
+};
+
+// Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): keys and values of all heads come
+// from one latent a token, which is what the cache holds, followed by the key's rotated part.
+struct LatentAttention {
+  std::optional<ShardedLinear> query_down;  // none: queries are not compressed
+  std::optional<mlx::core::array> query_norm;
+  ShardedLinear query;  // [heads * (nope + rope), …]
+  ShardedLinear latent;  // [latent + rope, hidden]
+  mlx::core::array latent_norm;
+  kernels::Experts key_up;    // of each head, from the part of the query that is not rotated: [latent, nope]
+  kernels::Experts value_up;  // of each head [value, latent]
+  ShardedLinear output;
+  int nope = 0, rope = 0;
+  float scale = 1;
+};
+
+// x [T, hidden], normed → this rank's part of the attention's output [T, hidden]. `layer` is that of the cache.
+mlx::core::array attend(const GroupedAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
+mlx::core::array attend(const LatentAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
+
+// Bytes of the weights that one token reads.
+std::size_t step_bytes(const GroupedAttention& w);
+std::size_t step_bytes(const LatentAttention& w);
+
+}  // namespace tandem::models

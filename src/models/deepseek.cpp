@@ -1,0 +1,113 @@
+// The shard table of deepseek_v2 and deepseek_v3. A multi-token-prediction layer, which stands after the last
+// one in V3's files, is not asked for.
+#include <fmt/format.h>
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <string>
+
+#include "models/families.h"
+#include "models/loading.h"
+
+namespace tandem::models {
+namespace {
+
+namespace mx = mlx::core;
+using parallel::Dim;
+using parallel::Reduce;
+
+const std::vector<TableRow>& shard_table() {
+  static const std::vector<TableRow> table{
+      // clang-format off
+    {{"model.embed_tokens.weight",                          {Dim::vocabulary, Dim::hidden},  0, Reduce::sum, {}}},
+    {{"model.layers.*.input_layernorm.weight",              {Dim::hidden},                  -1, Reduce::none, {}}},
+    {{"model.layers.*.self_attn.q_proj.weight",             {Dim::query, Dim::hidden},       0, Reduce::none, {}}, &ModelConfig::whole_query},
+    {{"model.layers.*.self_attn.q_a_proj.weight",           {Dim::query_latent, Dim::hidden}, -1, Reduce::none, {}}, &ModelConfig::compressed_query},
+    {{"model.layers.*.self_attn.q_a_proj.bias",             {Dim::query_latent},            -1, Reduce::none, {}}, &ModelConfig::compressed_query_bias},
+    {{"model.layers.*.self_attn.q_a_layernorm.weight",      {Dim::query_latent},            -1, Reduce::none, {}}, &ModelConfig::compressed_query},
+    {{"model.layers.*.self_attn.q_b_proj.weight",           {Dim::query, Dim::query_latent}, 0, Reduce::none, {}}, &ModelConfig::compressed_query},
+    {{"model.layers.*.self_attn.kv_a_proj_with_mqa.weight", {Dim::latent_rope, Dim::hidden}, -1, Reduce::none, {}}},
+    {{"model.layers.*.self_attn.kv_a_proj_with_mqa.bias",   {Dim::latent_rope},             -1, Reduce::none, {}}, &ModelConfig::output_bias},
+    {{"model.layers.*.self_attn.kv_a_layernorm.weight",     {Dim::latent},                  -1, Reduce::none, {}}},
+    {{"model.layers.*.self_attn.o_proj.weight",             {Dim::hidden, Dim::value},       1, Reduce::sum, {}}},
+    {{"model.layers.*.self_attn.o_proj.bias",               {Dim::hidden},                  -1, Reduce::none, {}}, &ModelConfig::output_bias},
+    {{"model.layers.*.post_attention_layernorm.weight",     {Dim::hidden},                  -1, Reduce::none, {}}},
+    {{"model.norm.weight",                                  {Dim::hidden},                  -1, Reduce::none, {}}},
+    {{"lm_head.weight",                                     {Dim::vocabulary, Dim::hidden},  0, Reduce::gather, {}}, &ModelConfig::separate_output},
+      // clang-format on
+  };
+  return table;
+}
+
+// From the latent to every head's keys (the part that is not rotated) and values: in one, or by head with the
+// keys' transposed, as mlx-community's V3 files have it.
+const std::vector<TableRow>& one_up_table() {
+  static const std::vector<TableRow> table{
+      {{"model.layers.*.self_attn.kv_b_proj.weight", {Dim::up, Dim::latent}, 0, Reduce::none, {}}}};
+  return table;
+}
+const std::vector<TableRow>& up_by_head_table() {
+  static const std::vector<TableRow> table{
+      // clang-format off
+    {{"model.layers.*.self_attn.embed_q.weight",     {Dim::heads, Dim::latent, Dim::nope},       0, Reduce::none, {}}},
+    {{"model.layers.*.self_attn.unembed_out.weight", {Dim::heads, Dim::value_head, Dim::latent}, 0, Reduce::none, {}}},
+      // clang-format on
+  };
+  return table;
+}
+
+// kv_b_proj [H * (nope + value), latent] by head: keys' [H, latent, nope] and values' [H, value, latent].
+std::pair<kernels::Experts, kernels::Experts> split_up(const mx::array& up, const LatentAttention& w, int value) {
+  const mx::Device cpu = mx::Device::cpu;
+  const int latent = up.shape(1), heads = up.shape(0) / (w.nope + value);
+  const mx::array by_head = mx::reshape(up, {heads, w.nope + value, latent}, cpu);
+  const auto part = [&](int first, int end) {
+    return mx::slice(by_head, {0, first, 0}, {heads, end, latent}, cpu);
+  };
+  mx::array keys = mx::contiguous(mx::swapaxes(part(0, w.nope), 1, 2, cpu), false, cpu);
+  mx::array values = mx::contiguous(part(w.nope, w.nope + value), false, cpu);
+  mx::eval(keys, values);
+  return {experts_from({keys, {}, {}, {}}), experts_from({values, {}, {}, {}})};
+}
+
+}  // namespace
+
+std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config, const weights::Source& source) {
+  auto rules = rows_of(shard_table(), config);
+  const bool by_head = source.has("model.layers.0.self_attn.embed_q.weight");
+  for (const auto& more : {rows_of(by_head ? up_by_head_table() : one_up_table(), config), feed_forward_shard_rules(config)})
+    rules.insert(rules.end(), more.begin(), more.end());
+  return rules;
+}
+
+LatentAttention take_latent_attention(const ModelConfig& config, const parallel::Shard&,
+                                      const weights::ShardedWeights& weights, int layer) {
+  const std::string prefix = fmt::format("model.layers.{}.self_attn.", layer);
+  const auto take = [&](const char* name) { return take_linear(weights, prefix + name); };
+  const auto& sizes = config.sizes;
+  LatentAttention w{.query_down = {},
+                    .query_norm = {},
+                    .query = take(config.compressed_query ? "q_b_proj" : "q_proj"),
+                    .latent = take("kv_a_proj_with_mqa"),
+                    .latent_norm = take_vector(weights, prefix + "kv_a_layernorm.weight"),
+                    .key_up = {},
+                    .value_up = {},
+                    .output = take("o_proj"),
+                    .nope = sizes.head_dim - sizes.rope,
+                    .rope = sizes.rope,
+                    .scale = config.attention_scale};
+  if (config.compressed_query) {
+    w.query_down = take("q_a_proj");
+    w.query_norm = take_vector(weights, prefix + "q_a_layernorm.weight");
+  }
+  if (weights.has(prefix + "embed_q.weight")) {
+    w.key_up = take_stack(weights, prefix + "embed_q");
+    w.value_up = take_stack(weights, prefix + "unembed_out");
+  } else {
+    std::tie(w.key_up, w.value_up) =
+        split_up(dense(weights.take_matrix(prefix + "kv_b_proj.weight")), w, sizes.value_dim);
+  }
+  return w;
+}
+
+}  // namespace tandem::models

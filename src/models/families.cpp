@@ -1,0 +1,70 @@
+#include "models/families.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "models/loading.h"
+
+namespace tandem::models {
+namespace {
+
+bool is_deepseek(const ModelConfig& config) { return config.sizes.latent > 0; }
+
+DecoderLayer take_layer(const ModelConfig& config, const parallel::Shard& shard,
+                        const weights::ShardedWeights& weights, int layer) {
+  const std::string prefix = fmt::format("model.layers.{}.", layer);
+  const auto attention = [&]() -> decltype(DecoderLayer::attention) {
+    if (is_deepseek(config)) return take_latent_attention(config, shard, weights, layer);
+    return take_grouped_attention(config, shard, weights, layer);
+  };
+  const auto ffn = [&]() -> decltype(DecoderLayer::ffn) {
+    const auto& sparse = config.expert_layers;
+    if (std::find(sparse.begin(), sparse.end(), layer) != sparse.end())
+      return take_mixture(config, shard, weights, layer);
+    const auto take = [&](const char* name) { return take_linear(weights, prefix + "mlp." + name); };
+    return FeedForward{take("gate_proj"), take("up_proj"), take("down_proj")};
+  };
+  return {take_vector(weights, prefix + "input_layernorm.weight"), attention(),
+          take_vector(weights, prefix + "post_attention_layernorm.weight"), ffn()};
+}
+
+}  // namespace
+
+std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, const ModelConfig& config) {
+  std::vector<weights::ShardRule> rules;
+  for (const auto& row : table) {
+    if (!row.when || config.*row.when) rules.push_back(row.rule);
+  }
+  return rules;
+}
+
+std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source) {
+  auto rules = is_deepseek(config) ? deepseek_shard_rules(config, source) : llama_shard_rules(config);
+  for (auto& rule : mixture_shard_rules(config, source)) rules.push_back(std::move(rule));
+  return rules;
+}
+
+Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
+                     const weights::ShardedWeights& weights) {
+  const int rotated = is_deepseek(config) ? config.sizes.rope : config.sizes.head_dim;
+  Decoder model{.config = config,
+                .embedding = take_linear(weights, "model.embed_tokens"),
+                .first_id = shard.vocabulary.begin,
+                .layers = {},
+                .norm = take_vector(weights, "model.norm.weight"),
+                .output = {},
+                .rope = make_rope(config.rope, rotated, config.rotates_pairs)};
+  if (config.tied_embeddings) {
+    model.output = model.embedding;
+    model.output.reduce = parallel::Reduce::gather;
+  } else {
+    model.output = take_linear(weights, "lm_head");
+  }
+  model.output.parts = shard.vocabulary_sizes;
+  for (int layer = 0; layer < config.layers; ++layer)
+    model.layers.push_back(take_layer(config, shard, weights, layer));
+  return model;
+}
+
+}  // namespace tandem::models

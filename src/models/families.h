@@ -1,0 +1,46 @@
+// The families that a Decoder runs: each a file with its shard table, which says how its tensors are called,
+// shaped and cut, and what takes them over.
+#pragma once
+
+#include <vector>
+
+#include "models/decoder.h"
+#include "parallel/plan.h"
+#include "weights/shard_table.h"
+#include "weights/source.h"
+
+namespace tandem::models {
+
+// One row of a family's table, with when it is there.
+struct TableRow {
+  weights::ShardRule rule;
+  bool ModelConfig::*when = nullptr;  // nullptr: always
+};
+std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, const ModelConfig& config);
+
+// The tensors of `config` as they are called in `source`.
+std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source);
+
+// Takes the weights over.
+Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
+                     const weights::ShardedWeights& weights);
+
+// llama.cpp: llama (DeepSeek-LLM included), mistral, qwen2, qwen3, which differ in biases, norms of queries and
+// keys, windows and tied embeddings alone; and what qwen3_moe shares with them.
+std::vector<weights::ShardRule> llama_shard_rules(const ModelConfig& config);
+std::vector<weights::ShardRule> feed_forward_shard_rules(const ModelConfig& config);  // of any dense layer
+GroupedAttention take_grouped_attention(const ModelConfig& config, const parallel::Shard& shard,
+                                        const weights::ShardedWeights& weights, int layer);
+
+// deepseek.cpp: deepseek_v2 and deepseek_v3 (R1 and V3.1 included), as Hugging Face's and mlx-community's files
+// have them.
+std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config, const weights::Source& source);
+LatentAttention take_latent_attention(const ModelConfig& config, const parallel::Shard& shard,
+                                      const weights::ShardedWeights& weights, int layer);
+
+// mixture.cpp: the experts of every family that has some.
+std::vector<weights::ShardRule> mixture_shard_rules(const ModelConfig& config, const weights::Source& source);
+Mixture take_mixture(const ModelConfig& config, const parallel::Shard& shard,
+                     const weights::ShardedWeights& weights, int layer);
+
+}  // namespace tandem::models

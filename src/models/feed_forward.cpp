@@ -1,0 +1,34 @@
+#include "models/feed_forward.h"
+
+#include "kernels/linear.h"
+#include "models/loading.h"
+
+namespace tandem::models {
+
+namespace mx = mlx::core;
+
+mx::array feed_forward(const FeedForward& w, const mx::array& x) {
+  const auto projected = products(x, {&w.gate, &w.up});  // [T, ffn] each
+  return products(kernels::silu_multiply(projected[0], projected[1]), {&w.down}).front();
+}
+
+mx::array feed_forward(const Mixture& w, const mx::array& x) {
+  const auto routes = kernels::route(kernels::linear(x, w.router), w.router_bias, w.routing);  // [T, k]
+  const mx::array gate = kernels::gather_linear(x, w.gate, routes.ids);                        // [T, k, ffn]
+  const mx::array up = kernels::gather_linear(x, w.up, routes.ids);
+  const mx::array y = kernels::gather_linear(kernels::silu_multiply(gate, up), w.down, routes.ids);
+  const mx::array routed = kernels::weighted_sum(y, routes.weights);  // [T, hidden]
+  return w.shared ? kernels::add(routed, feed_forward(*w.shared, x)) : routed;
+}
+
+std::size_t step_bytes(const FeedForward& w) { return bytes_of(w.gate) + bytes_of(w.up) + bytes_of(w.down); }
+
+std::size_t step_bytes(const Mixture& w) {
+  const std::size_t experts = bytes_of_one(w.gate) + bytes_of_one(w.up) + bytes_of_one(w.down);
+  const auto held = static_cast<std::size_t>(w.routing.end_held - w.routing.first_held);
+  return w.router.bytes() + (w.router_bias ? w.router_bias->nbytes() : 0) +
+         experts * static_cast<std::size_t>(w.routing.chosen) * held / static_cast<std::size_t>(w.routing.experts) +
+         (w.shared ? step_bytes(*w.shared) : 0);
+}
+
+}  // namespace tandem::models

@@ -1,0 +1,104 @@
+#include "models/loading.h"
+
+#include <fmt/format.h>
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+namespace tandem::models {
+namespace {
+
+namespace mx = mlx::core;
+using weights::ShardedWeights;
+using weights::StoredMatrix;
+
+bool on_cpu() { return mx::default_device() == mx::Device::cpu; }
+
+kernels::Matrix matrix_from(const StoredMatrix& stored) {
+  kernels::Matrix matrix{stored.weight, std::nullopt, nullptr};
+  if (stored.scales)
+    matrix.affine = {*stored.scales, *stored.biases, stored.quantisation.group, stored.quantisation.bits};
+  return on_cpu() ? kernels::pack(matrix) : matrix;
+}
+
+}  // namespace
+
+mx::array dense(const StoredMatrix& matrix) {
+  if (!matrix.scales) return matrix.weight;
+  mx::array whole = mx::dequantize(matrix.weight, *matrix.scales, *matrix.biases, matrix.quantisation.group,
+                                   matrix.quantisation.bits, "affine", std::nullopt, std::nullopt, mx::Device::cpu);
+  whole.eval();
+  return whole;
+}
+
+mx::array take_vector(const ShardedWeights& weights, const std::string& name) {
+  mx::array vector = weights.take(name);
+  if (on_cpu()) vector = mx::astype(vector, mx::float32);
+  mx::eval(vector);
+  return vector;
+}
+
+ShardedLinear take_linear(const ShardedWeights& weights, const std::string& name) {
+  const std::string weight = name + ".weight", bias = name + ".bias";
+  ShardedLinear linear{matrix_from(weights.take_matrix(weight)), std::nullopt, weights.reduce_of(weight), {}};
+  if (weights.has(bias)) linear.bias = take_vector(weights, bias);
+  return linear;
+}
+
+kernels::Matrix take_float32(const ShardedWeights& weights, const std::string& name) {
+  StoredMatrix stored = weights.take_matrix(name + ".weight");
+  if (stored.scales) {
+    // In float32, not in the scales' type: the codes times the scales are exact there.
+    for (auto* part : {&*stored.scales, &*stored.biases}) *part = mx::astype(*part, mx::float32, mx::Device::cpu);
+  }
+  mx::array whole = mx::astype(dense(stored), mx::float32, mx::Device::cpu);
+  whole.eval();
+  return matrix_from({whole, {}, {}, {}});
+}
+
+kernels::Experts experts_from(const StoredMatrix& stack) {
+  kernels::Experts experts{stack.weight, std::nullopt, {}};
+  if (stack.scales)
+    experts.affine = {*stack.scales, *stack.biases, stack.quantisation.group, stack.quantisation.bits};
+  return on_cpu() ? kernels::pack(experts) : experts;
+}
+
+kernels::Experts take_stack(const ShardedWeights& weights, const std::string& name) {
+  return experts_from(weights.take_matrix(name + ".weight"));
+}
+
+kernels::Experts take_experts(const ShardedWeights& weights, const std::string& prefix,
+                              const parallel::Range& experts, const std::string& name) {
+  std::vector<kernels::Matrix> packed;
+  std::vector<mx::array> values, scales, biases;
+  weights::Quantisation quantisation;
+  for (int e = experts.begin; e < experts.end; ++e) {
+    const StoredMatrix stored = weights.take_matrix(fmt::format("{}.{}.{}.weight", prefix, e, name));
+    if (on_cpu()) {
+      packed.push_back(matrix_from(stored));
+      continue;
+    }
+    quantisation = stored.quantisation;
+    values.push_back(stored.weight);
+    if (stored.scales) {
+      scales.push_back(*stored.scales);
+      biases.push_back(*stored.biases);
+    }
+  }
+  if (on_cpu()) return kernels::experts_of(packed);
+  StoredMatrix stack{mx::stack(values), {}, {}, quantisation};
+  mx::eval(stack.weight);
+  if (!scales.empty()) {
+    stack.scales = mx::stack(scales);
+    stack.biases = mx::stack(biases);
+    mx::eval(*stack.scales, *stack.biases);
+  }
+  return experts_from(stack);
+}
+
+std::size_t bytes_of_one(const kernels::Experts& experts) {
+  if (!experts.packed.empty()) return experts.packed.front()->bytes();
+  const std::size_t affine = experts.affine ? experts.affine->scales.nbytes() + experts.affine->biases.nbytes() : 0;
+  return (experts.weight->nbytes() + affine) / static_cast<std::size_t>(experts.count());
+}
+
+}  // namespace tandem::models
