@@ -56,6 +56,10 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
   verb.add_option("--wire", flags.wire, "What sums over ranks are on their way as; bfloat16 halves the bytes")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
+  verb.add_option("--fp8", flags.fp8,
+                  "What DeepSeek's FP8 weights become: bfloat16, float32 (exact), or 8bit (half of bfloat16's memory)")
+      ->check(CLI::IsMember({"bfloat16", "float32", "8bit"}))
+      ->capture_default_str();
   verb.add_option("--activations", flags.activations,
                   "On CPU: auto rounds them to int8 for quantised weights and to bfloat16 for bfloat16 ones")
       ->check(CLI::IsMember({"auto", "float32"}))
@@ -128,6 +132,7 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
                                     .device = flags.device,
                                     .backend = flags.backend,
                                     .wire = flags.wire,
+                                    .fp8 = flags.fp8,
                                     .activations = flags.activations,
                                     .threads = flags.threads,
                                     .cores = parse_pin(flags.pin, plan),

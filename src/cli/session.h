@@ -21,6 +21,7 @@ struct ClusterFlags {
   std::string device = "auto";
   std::string backend = "auto";
   std::string wire = "float32";
+  std::string fp8 = "bfloat16";
   std::string activations = "auto";
   int threads = 0;  // 0: the workers decide
   std::vector<std::string> pin;

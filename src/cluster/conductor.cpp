@@ -253,6 +253,7 @@ std::vector<Start> starts(const ConductorOptions& options) {
                     .shape = options.shape,
                     .device = options.device,
                     .backend = options.backend,
+                    .fp8 = options.fp8,
                     .wire = options.wire,
                     .activations = options.activations,
                     .threads = options.threads,

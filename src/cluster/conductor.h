@@ -23,6 +23,7 @@ struct ConductorOptions {
   std::string device = "auto";
   std::string backend = "auto";
   std::string wire = "float32";
+  std::string fp8 = "bfloat16";
   std::string activations = "auto";
   int threads = 0;  // of each worker; 0: its machine's physical cores over its ranks there
   std::vector<std::vector<int>> cores;    // that each rank on this machine keeps to; empty: any

@@ -13,7 +13,7 @@
 
 namespace tandem::cluster {
 
-inline constexpr int protocol_version = 1;
+inline constexpr int protocol_version = 2;
 
 // Which model, which part of it, on which device.
 struct Start {
@@ -24,6 +24,7 @@ struct Start {
   nlohmann::json shape;              // a config.json to make random weights for in place of `model`, or null
   std::string device;                // auto, cpu or gpu
   std::string backend = "auto";      // parallel/mlx_backends.h
+  std::string fp8 = "bfloat16";      // or float32, 8bit: weights/formats.h, Fp8As
   std::string wire = "float32";      // or bfloat16: parallel/tcp_group.h, Wire
   std::string activations = "auto";  // auto or float32: kernels/products.h, Activations
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
@@ -80,7 +81,7 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, backend, wire,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, backend, fp8, wire,
                                    activations, threads, ranks_on_host, cores, loopback, verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port, backends)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)

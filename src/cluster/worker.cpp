@@ -258,9 +258,12 @@ void serve(ControlChannel& channel) {
                                                           : kernels::Activations::automatic);
   mx::set_default_device(device);
   const auto plan = parallel::plan_from_json(start.plan);
-  const models::ModelConfig config =
+  models::ModelConfig config =
       start.shape.is_null() ? models::load_config(start.model) : models::parse_config(start.shape);
   parallel::validate(plan, config.divisible());
+  config.formats.fp8_as = start.fp8 == "float32" ? weights::Fp8As::float32
+                          : start.fp8 == "8bit"  ? weights::Fp8As::quantised
+                                                 : weights::Fp8As::bfloat16;
   const auto group = join_group(channel, start);
   Work work(channel, load(channel, start, config, plan, group, device), group);
   channel.expect<json>("go");

@@ -96,7 +96,7 @@ std::vector<mx::array> choose_by_mlx(const std::vector<mx::array>& in, const Rou
     ranked = mx::reshape(mx::put_along_axis(groups, mx::expand_dims(worst, -1, s), mx::array(lowest), 1, s),
                          {rows, r.experts}, s);
   }
-  const mx::array best = mx::argpartition(mx::negative(ranked, s), r.chosen - 1, -1, s);
+  const mx::array best = mx::argsort(mx::negative(ranked, s), -1, s);
   const mx::array ids = mx::stop_gradient(mx::slice(best, {0, 0}, {rows, r.chosen}, s), s);
   mx::array weights = mx::take_along_axis(scores, ids, -1, s);
   if (r.normalised)

@@ -31,7 +31,7 @@ struct Routes {
 
 // logits [T, experts]; bias [experts] is added to the scores that choose, not to the weights (V3's
 // e_score_correction_bias). The best score comes first, of equal ones the lower expert. Of an expert that is
-// not held, on a CPU stream the id is -1; on a GPU stream id and weight are 0, and the order is MLX's. No host
+// not held, on a CPU stream the id is -1; on a GPU stream id and weight are 0. No host
 // synchronisation. Gradient of the weights by the logits.
 Routes route(const mlx::core::array& logits, const std::optional<mlx::core::array>& bias,
              const Routing& routing, mlx::core::StreamOrDevice s = {});

@@ -225,29 +225,22 @@ weights::Formats parse_formats(const json& config) {
 
 // The cuts that leave each group of inputs whole; InputError where a matrix has no whole groups.
 void align_cuts(ModelConfig& config) {
-  const int group = config.formats.largest_group();
-  if (group == 1) return;
+  if (!config.formats.all) return;
   auto& sizes = config.sizes;
-  const int value_dim = sizes.latent > 0 ? sizes.value_dim : sizes.head_dim;
-  sizes.heads_at_once = group / std::gcd(value_dim, group);
-  sizes.columns_at_once = group;
-  const int least = config.formats.all ? config.formats.all->group : group;
-  const auto check = [&](const char* name, int& inputs) {
-    if (inputs % least != 0) {
-      throw InputError(
-          fmt::format("{} is {}, not a multiple of the quantization's groups of {}", name, inputs, least));
-    }
-    while (inputs % sizes.columns_at_once != 0) sizes.columns_at_once /= 2;  // a larger group is not of these
+  const auto check = [&](const char* name, int inputs, int group) {
+    if (inputs % group == 0) return;
+    throw InputError(
+        fmt::format("{} is {}, not a multiple of the quantization's groups of {}", name, inputs, group));
   };
-  int heads = sizes.query_heads * value_dim, hidden = sizes.hidden;
-  const int columns = sizes.columns_at_once;
-  check("\"hidden_size\"", hidden);
-  check("the width of all query heads", heads);
-  sizes.columns_at_once = columns;
-  if (!config.dense_layers.empty()) check("\"intermediate_size\"", sizes.ffn);
-  if (sizes.experts > 0) check("\"moe_intermediate_size\"", sizes.expert_ffn);
-  if (sizes.shared_ffn > 0) check("the shared experts' width", sizes.shared_ffn);
-  while (sizes.query_heads % sizes.heads_at_once != 0) sizes.heads_at_once /= 2;
+  const int value_dim = sizes.latent > 0 ? sizes.value_dim : sizes.head_dim;
+  const int of_heads = config.formats.largest_group(".o_proj"), of_columns = config.formats.largest_group(".down_proj");
+  sizes.heads_at_once = of_heads / std::gcd(value_dim, of_heads);
+  sizes.columns_at_once = of_columns;
+  check("\"hidden_size\"", sizes.hidden, config.formats.all->group);
+  check("the width of all query heads", sizes.query_heads * value_dim, of_heads);
+  if (!config.dense_layers.empty()) check("\"intermediate_size\"", sizes.ffn, of_columns);
+  if (sizes.experts > 0) check("\"moe_intermediate_size\"", sizes.expert_ffn, of_columns);
+  if (sizes.shared_ffn > 0) check("the shared experts' width", sizes.shared_ffn, of_columns);
 }
 
 void reject_unsupported(const json& config) {

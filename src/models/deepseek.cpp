@@ -56,18 +56,31 @@ const std::vector<TableRow>& up_by_head_table() {
   return table;
 }
 
-// kv_b_proj [H * (nope + value), latent] by head: keys' [H, latent, nope] and values' [H, value, latent].
-std::pair<kernels::Experts, kernels::Experts> split_up(const mx::array& up, const LatentAttention& w, int value) {
+// Rows [first, end) of each head of kv_b_proj's arrays [H * (nope + value), n]: [H, end - first, n].
+mx::array rows_by_head(const mx::array& up, int head_rows, int first, int end) {
   const mx::Device cpu = mx::Device::cpu;
-  const int latent = up.shape(1), heads = up.shape(0) / (w.nope + value);
-  const mx::array by_head = mx::reshape(up, {heads, w.nope + value, latent}, cpu);
-  const auto part = [&](int first, int end) {
-    return mx::slice(by_head, {0, first, 0}, {heads, end, latent}, cpu);
-  };
-  mx::array keys = mx::contiguous(mx::swapaxes(part(0, w.nope), 1, 2, cpu), false, cpu);
-  mx::array values = mx::contiguous(part(w.nope, w.nope + value), false, cpu);
-  mx::eval(keys, values);
-  return {experts_from({keys, {}, {}, {}}), experts_from({values, {}, {}, {}})};
+  const int heads = up.shape(0) / head_rows;
+  const mx::array all = mx::reshape(up, {heads, head_rows, -1}, cpu);
+  mx::array part = mx::contiguous(mx::slice(all, {0, first, 0}, {heads, end, all.shape(2)}, cpu), false, cpu);
+  part.eval();
+  return part;
+}
+
+// Values [H, value, latent] stay as they are stored. Keys [H, latent, nope] are turned over, for which quantised
+// ones become float32.
+std::pair<kernels::Experts, kernels::Experts> split_up(const weights::StoredMatrix& up, int nope, int value) {
+  const int rows = nope + value;
+  weights::StoredMatrix values{rows_by_head(up.weight, rows, nope, rows), {}, {}, up.quantisation};
+  if (up.scales) {
+    values.scales = rows_by_head(*up.scales, rows, nope, rows);
+    values.biases = rows_by_head(*up.biases, rows, nope, rows);
+  }
+  mx::array keys = mx::swapaxes(rows_by_head(dense(up), rows, 0, nope), 1, 2, mx::Device::cpu);
+  const bool on_gpu = mx::default_device() == mx::Device::gpu;
+  if (up.scales && on_gpu) keys = mx::astype(keys, up.scales->dtype(), mx::Device::cpu);  // as all else there
+  keys = mx::contiguous(keys, false, mx::Device::cpu);
+  keys.eval();
+  return {experts_from({keys, {}, {}, {}}), experts_from(values)};
 }
 
 }  // namespace
@@ -105,7 +118,7 @@ LatentAttention take_latent_attention(const ModelConfig& config, const parallel:
     w.value_up = take_stack(weights, prefix + "unembed_out");
   } else {
     std::tie(w.key_up, w.value_up) =
-        split_up(dense(weights.take_matrix(prefix + "kv_b_proj.weight")), w, sizes.value_dim);
+        split_up(weights.take_matrix(prefix + "kv_b_proj.weight"), w.nope, sizes.value_dim);
   }
   return w;
 }

@@ -24,8 +24,10 @@ kernels::Matrix matrix_from(const StoredMatrix& stored) {
 
 mx::array dense(const StoredMatrix& matrix) {
   if (!matrix.scales) return matrix.weight;
-  mx::array whole = mx::dequantize(matrix.weight, *matrix.scales, *matrix.biases, matrix.quantisation.group,
-                                   matrix.quantisation.bits, "affine", std::nullopt, std::nullopt, mx::Device::cpu);
+  const mx::Device cpu = mx::Device::cpu;
+  mx::array whole = mx::dequantize(matrix.weight, mx::astype(*matrix.scales, mx::float32, cpu),
+                                   mx::astype(*matrix.biases, mx::float32, cpu), matrix.quantisation.group,
+                                   matrix.quantisation.bits, "affine", std::nullopt, std::nullopt, cpu);
   whole.eval();
   return whole;
 }
@@ -45,12 +47,7 @@ ShardedLinear take_linear(const ShardedWeights& weights, const std::string& name
 }
 
 kernels::Matrix take_float32(const ShardedWeights& weights, const std::string& name) {
-  StoredMatrix stored = weights.take_matrix(name + ".weight");
-  if (stored.scales) {
-    // In float32, not in the scales' type: the codes times the scales are exact there.
-    for (auto* part : {&*stored.scales, &*stored.biases}) *part = mx::astype(*part, mx::float32, mx::Device::cpu);
-  }
-  mx::array whole = mx::astype(dense(stored), mx::float32, mx::Device::cpu);
+  mx::array whole = mx::astype(dense(weights.take_matrix(name + ".weight")), mx::float32, mx::Device::cpu);
   whole.eval();
   return matrix_from({whole, {}, {}, {}});
 }

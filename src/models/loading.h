@@ -28,7 +28,7 @@ kernels::Experts take_experts(const weights::ShardedWeights& weights, const std:
 // [E, out, in], packed for a CPU.
 kernels::Experts experts_from(const weights::StoredMatrix& stack);
 
-// A stored matrix in the dtype of its scales, or as it is where it has none.
+// A stored matrix as it is, or, where it is quantised, in float32, in which code times scale is exact.
 mlx::core::array dense(const weights::StoredMatrix& matrix);
 
 // Bytes of one of them.

@@ -14,9 +14,11 @@ Quantisation Formats::of(const std::string& matrix) const {
   throw InputError(fmt::format("\"{}\" has scales, but config.json has no \"quantization\"", matrix));
 }
 
-int Formats::largest_group() const {
+int Formats::largest_group(const std::string& ending) const {
   int group = all ? all->group : 1;
-  for (const auto& [matrix, quantisation] : own) group = std::max(group, quantisation.group);
+  for (const auto& [matrix, quantisation] : own) {
+    if (matrix.ends_with(ending)) group = std::max(group, quantisation.group);
+  }
   return group;
 }
 

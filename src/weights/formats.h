@@ -28,8 +28,8 @@ struct Formats {
 
   // InputError where config.json has nothing for it.
   Quantisation of(const std::string& matrix) const;
-  // The largest group of all; 1 without quantisation.
-  int largest_group() const;
+  // The largest group that a matrix with this ending of its name may have; 1 without quantisation.
+  int largest_group(const std::string& ending) const;
 };
 
 }  // namespace tandem::weights

@@ -17,7 +17,7 @@ using parallel::Dim;
 constexpr Quantisation fp8_quantised{8, 64};
 
 int axis_of(const ShardRule& rule, const parallel::Shard& shard) {
-  const bool stacked = rule.shape.front() == Dim::experts;
+  const bool stacked = rule.shape.front() == Dim::experts && rule.split_axis >= 0;
   return stacked && shard.experts.size() < shard.sizes.experts ? 0 : rule.split_axis;
 }
 
@@ -73,7 +73,8 @@ void ShardedWeights::count(const Slice& slice, bool replicated) {
 void ShardedWeights::add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard) {
   Tensor tensor{slice_of(name, rule, shard), rule.reduce, {}, {}, {}, {}};
   const std::string stem = stem_of(name);
-  const bool matrix = rule.shape.size() >= 2, replicated = tensor.slice.axis < 0 && rule.name.find(".*.") == rule.name.rfind(".*.");
+  const bool of_expert = rule.name.find('*') != rule.name.rfind('*');
+  const bool matrix = rule.shape.size() >= 2, replicated = tensor.slice.axis < 0 && !of_expert;
   if (matrix && source_.has(stem + ".scales")) {
     tensor.quantisation = formats_.of(stem);
     const auto [bits, group] = tensor.quantisation;

@@ -32,6 +32,7 @@ inline std::unique_ptr<Conductor> start_local(const std::filesystem::path& model
   return std::make_unique<Conductor>(ConductorOptions{.model = model.string(),
                                                       .plan = plan,
                                                       .device = "cpu",
+                                                      .fp8 = "float32",
                                                       .activations = "float32",
                                                       .program = TANDEM_PROGRAM});
 }

@@ -75,6 +75,19 @@ std::vector<double> expected_row(const Qkv& x, const AttentionHeads& heads, int 
   return result;
 }
 
+// One latent of `dim` numbers a position, of which the first `value_dim` are the values of all heads.
+AttentionHeads latent_heads(int queries, int dim, int value_dim) {
+  AttentionHeads heads = grouped(queries, 1, dim);
+  heads.value_dim = value_dim;
+  return heads;
+}
+
+Qkv random_latent_rows(int tokens, const AttentionHeads& heads, int dim) {
+  Qkv x = random_rows(tokens, heads, dim, heads.value_dim);
+  x.v = mx::slice(x.k, {0, 0}, {tokens, heads.value_dim});
+  return x;
+}
+
 class AttentionTest : public testing::Test {
  protected:
   void TearDown() override {
@@ -85,6 +98,39 @@ class AttentionTest : public testing::Test {
 
 // float32 sums of up to 600 weights that add to one, of scores that are off by 64 roundings of at most 8.
 constexpr double tolerance = 5e-5;
+
+TEST_F(AttentionTest, LatentsAreKeysAndValues) {
+  struct Row {
+    int queries, dim, value_dim, tokens;
+  };
+  for (const Row& r : {Row{4, 80, 64, 300}, Row{5, 32, 24, 40}, Row{16, 576, 512, 2}, Row{3, 31, 7, 520}}) {
+    SCOPED_TRACE(testing::Message() << r.queries << " " << r.dim << " " << r.tokens);
+    const auto heads = latent_heads(r.queries, r.dim, r.value_dim);
+    const Qkv x = random_latent_rows(r.tokens, heads, r.dim);
+    const auto y = floats(run({x.q, x.k, x.k}, heads, {{r.tokens}}));
+    for (const int token : {0, r.tokens / 2, r.tokens - 1}) {
+      for (const int head : {0, r.queries - 1}) {
+        const auto expected = expected_row(x, heads, r.dim, r.value_dim, token, head);
+        for (int d = 0; d < r.value_dim; ++d) {
+          ASSERT_NEAR(y[(token * r.queries + head) * r.value_dim + d], expected[d], 2e-4) << token;
+        }
+      }
+    }
+    // In chunks, on several threads: the same bits, and one latent a position held.
+    set_threads(3);
+    KeyValues held;
+    std::vector<float> chunks;
+    for (int first = 0; first < r.tokens; first += 37) {
+      const Qkv part = x.rows(first, std::min(r.tokens, first + 37));
+      const auto some = floats(run({part.q, part.k, part.k}, heads, {{part.q.shape(0), &held}}));
+      chunks.insert(chunks.end(), some.begin(), some.end());
+    }
+    EXPECT_EQ(chunks, y);
+    const std::size_t blocks = (r.tokens + 255) / 256, dims = (r.dim + 31) / 32 * 32;
+    EXPECT_EQ(held.bytes(), blocks * 256 * dims * sizeof(float));
+    set_threads(1);
+  }
+}
 
 TEST_F(AttentionTest, EqualsItsDefinition) {
   struct Row {

@@ -121,11 +121,21 @@ TEST_F(GatherLinearTest, ReadsTheChosenExpertsAlone) {
   }
 }
 
-TEST_F(GatherLinearTest, AnIdOfNoExpertGivesNaN) {
+TEST_F(GatherLinearTest, AnIdOfNoExpertGivesZeros) {
   const Experts experts = pack(dense_experts(mx::float32));
   const mx::array ids({1, experts_count, -1, 0}, {2, 2}), x = mx::random::normal({2, in});
   const auto y = floats(run(x, experts, ids));
-  for (int i = 0; i < 4 * out; ++i) EXPECT_EQ(std::isnan(y[i]), i >= out && i < 3 * out) << i;
+  for (int i = 0; i < 4 * out; ++i) EXPECT_EQ(y[i] == 0, i >= out && i < 3 * out) << i;
+}
+
+TEST_F(GatherLinearTest, HeadsAreTheExpertsOfTheirOwn) {
+  const Experts experts = pack(dense_experts(mx::float32));
+  const int rows = 3;
+  std::vector<int> own;
+  for (int i = 0; i < rows * experts_count; ++i) own.push_back(i % experts_count);
+  const mx::array ids(own.begin(), {rows, experts_count}), x = mx::random::normal({rows, experts_count, in});
+  EXPECT_EQ(floats(linear_by_head(mx::reshape(x, {rows, experts_count * in}), experts, mx::Device::cpu)),
+            floats(run(x, experts, ids)));
 }
 
 TEST_F(GatherLinearTest, RefusesWhatDoesNotFit) {

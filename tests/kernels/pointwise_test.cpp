@@ -32,23 +32,28 @@ bool close(const mx::array& a, const mx::array& b, double tolerance = 2e-6) {
 // Every operation over the same inputs; x and y [rows, 3 heads * 20].
 std::vector<mx::array> run_all(const mx::array& x, const mx::array& y, const mx::array& weight) {
   const auto angles = angles_at(mx::arange(5, 5 + x.shape(0), mx::int32), mx::array({1.0F, 10.0F, 100.0F}),
-                                1.5F, mx::Device::cpu);
+                                1.5F, false, mx::Device::cpu);
   std::vector<mx::array> results{rms_norm(x, weight, 1e-5F, mx::Device::cpu),
                                  silu_multiply(x, y, mx::Device::cpu)};
   const auto both = add_rms_norm(x, y, weight, 1e-5F, mx::Device::cpu);
   results.insert(results.end(), {both.sum, both.norm});
   for (auto& turned : rotate({x, y}, angles, 20, mx::Device::cpu)) results.push_back(turned);
+  auto pairs = angles;
+  pairs.pairs = true;
+  results.push_back(rotate({x}, pairs, 20, mx::Device::cpu).front());
+  results.push_back(head_part(x, 20, 3, 9, mx::Device::cpu));
+  results.push_back(join_heads(x, 20, y, 20, mx::Device::cpu));
   return results;
 }
 
-// rows [T, 3 * 20], pairs (i, i + 3) of each head.
-mx::array expected_turn(const mx::array& x) {
+// rows [T, 3 * 20], numbers i and i + 3 of each head, or 2i and 2i + 1.
+mx::array expected_turn(const mx::array& x, bool pairs = false) {
   std::vector<float> from(x.data<float>(), x.data<float>() + x.size()), to = from;
   const double wavelengths[] = {1, 10, 100};
   for (int t = 0; t < x.shape(0); ++t) {
     for (int head = 0; head < 3; ++head) {
       for (int i = 0; i < 3; ++i) {
-        const int a = t * 60 + head * 20 + i, b = a + 3;
+        const int a = t * 60 + head * 20 + (pairs ? 2 * i : i), b = a + (pairs ? 1 : 3);
         const double c = 1.5 * std::cos((5 + t) / wavelengths[i]),
                      s = 1.5 * std::sin((5 + t) / wavelengths[i]);
         to[a] = static_cast<float>(from[a] * c - from[b] * s);
@@ -72,6 +77,10 @@ TEST_F(PointwiseTest, EqualMlxsOperations) {
     // An angle of 305 in float32 is off by up to 2e-5, and multiplies values of up to 12.
     EXPECT_TRUE(close(results[4], expected_turn(x), 2e-4));
     EXPECT_TRUE(close(results[5], expected_turn(y), 2e-4));
+    EXPECT_TRUE(close(results[6], expected_turn(x, true), 2e-4));
+    const mx::array xs = mx::reshape(x, {rows, 3, 20}), ys = mx::reshape(y, {rows, 3, 20});
+    EXPECT_TRUE(close(results[7], mx::reshape(mx::slice(xs, {0, 0, 3}, {rows, 3, 9}), {rows, 18}), 0));
+    EXPECT_TRUE(close(results[8], mx::reshape(mx::concatenate({xs, ys}, 2), {rows, 120}), 0));
   }
 }
 
@@ -109,7 +118,8 @@ TEST_F(PointwiseTest, GradientsAgreeWithFiniteDifferences) {
   const std::vector<mx::array> at{mx::random::normal({4, 60}), mx::random::normal({4, 60}),
                                   mx::random::normal({60})};
   std::vector<mx::array> weights;
-  for (int i = 0; i < 6; ++i) weights.push_back(mx::random::normal({4, 60}));
+  for (const auto& result : run_all(at[0], at[1], at[2]))
+    weights.push_back(mx::random::normal(result.shape()));
   const auto loss = [&](const std::vector<mx::array>& in) {
     mx::array sum(0.0F);
     const auto results = run_all(in[0], in[1], in[2]);

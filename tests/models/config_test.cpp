@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -55,7 +56,10 @@ TEST(Config, RefusesWithTheFieldsName) {
       {{{"quantization", {{"bits", 3}, {"group_size", 64}}}}, {"quantization", "3 bits"}},
       {{{"quantization", {{"bits", 4}, {"group_size", 48}}}}, {"groups of 48"}},
       {{{"quantization", {{"bits", 4}, {"group_size", 64}, {"mode", "mxfp4"}}}}, {"mxfp4"}},
-      {{{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", false}}}}, {"lm_head"}},
+      {{{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", {{"bits", 5}, {"group_size", 64}}}}}},
+       {"lm_head", "5 bits"}},
+      {{{"quantization_config", {{"quant_method", "fp8"}, {"fmt", "e5m2"}}}}, {"e5m2"}},
+      {{{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}}}}, {"weight_block_size"}},
       {{{"quantization", {{"bits", 4}, {"group_size", 128}}},
         {"hidden_size", 128},
         {"intermediate_size", 704}},
@@ -103,6 +107,71 @@ TEST(Config, FamiliesDiffer) {
   EXPECT_EQ(parsed({{"head_dim", 16}}).sizes.head_dim, 16);
   EXPECT_EQ(parsed({{"num_key_value_heads", nullptr}}).sizes.kv_heads, 8);
   EXPECT_EQ(parsed({{"eos_token_id", {5, 6}}}).end_ids, (std::vector<int>{5, 6}));
+}
+
+json deepseek() {
+  json config = valid();
+  config.update(json::parse(
+      R"({"model_type": "deepseek_v3", "kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 16,
+      "qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 2,
+      "num_experts_per_tok": 3, "moe_intermediate_size": 20, "n_group": 4, "topk_group": 2,
+      "first_k_dense_replace": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": true})"));
+  return config;
+}
+
+TEST(Config, DeepSeek) {
+  const auto v3 = parse_config(deepseek());
+  EXPECT_EQ(v3.sizes.head_dim, 24);
+  EXPECT_EQ(v3.sizes.shared_ffn, 40);
+  EXPECT_EQ(v3.dense_layers, (std::vector<int>{0}));
+  EXPECT_EQ(v3.expert_layers, (std::vector<int>{1, 2, 3}));
+  EXPECT_TRUE(v3.compressed_query && v3.router_bias && v3.rotates_pairs && v3.routing.normalised);
+  EXPECT_EQ(v3.routing.score, kernels::Routing::Score::sigmoid);
+  EXPECT_EQ(v3.routing.groups, 4);
+  EXPECT_FLOAT_EQ(v3.attention_scale, 1 / std::sqrt(24.0F));
+
+  json config = deepseek();
+  config.update({{"model_type", "deepseek_v2"}, {"q_lora_rank", nullptr}, {"topk_method", "greedy"}});
+  config["rope_scaling"] = {{"type", "yarn"}, {"factor", 40.0}, {"mscale", 0.707}, {"mscale_all_dim", 0.707}};
+  const auto v2 = parse_config(config);
+  EXPECT_TRUE(v2.whole_query && !v2.router_bias);
+  EXPECT_EQ(v2.routing.score, kernels::Routing::Score::softmax);
+  EXPECT_EQ(v2.routing.groups, 1);
+  const double scale = 0.1 * 0.707 * std::log(40.0) + 1;
+  EXPECT_NEAR(v2.attention_scale, scale * scale / std::sqrt(24.0), 1e-6);
+  EXPECT_EQ(v2.rope.attention_factor, 1);
+}
+
+TEST(Config, RefusesWhatNoRouterCanChoose) {
+  const std::vector<std::pair<json, std::string>> rows{
+      {{{"n_group", 3}}, "n_group"},
+      {{{"topk_group", 5}}, "topk_group"},
+      {{{"num_experts_per_tok", 5}}, "n_group"},  // 2 groups of 2
+      {{{"num_experts_per_tok", 9}}, "num_experts_per_tok"},
+      {{{"topk_method", "random"}}, "random"},
+      {{{"scoring_func", "relu"}}, "relu"},
+      {{{"kv_lora_rank", nullptr}}, "kv_lora_rank"},
+      {{{"qk_rope_head_dim", 7}}, "qk_rope_head_dim"}};
+  for (const auto& [changes, word] : rows) {
+    json config = deepseek();
+    config.update(changes);
+    try {
+      parse_config(config);
+      ADD_FAILURE() << changes;
+    } catch (const InputError& error) {
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+    }
+  }
+}
+
+TEST(Config, WhichLayersOfQwen3HaveExperts) {
+  json config = valid();
+  config.update({{"model_type", "qwen3_moe"}, {"num_experts", 4}, {"num_experts_per_tok", 2},
+                 {"moe_intermediate_size", 16}, {"decoder_sparse_step", 2}, {"mlp_only_layers", {1}}});
+  EXPECT_EQ(parse_config(config).expert_layers, (std::vector<int>{3}));
+  config.update({{"decoder_sparse_step", 1}, {"mlp_only_layers", json::array()}});
+  EXPECT_EQ(parse_config(config).expert_layers, (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_EQ(parse_config(config).sizes.ffn, 0);
 }
 
 TEST(Config, Windows) {
