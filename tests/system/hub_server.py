@@ -148,13 +148,14 @@ class Hub:
             start = int(request.range.removeprefix("bytes=").removesuffix("-"))
             if start >= len(data):
                 return reply(handler, 416, {"Content-Range": f"bytes */{len(data)}"})
+            start += lie
         body = bytearray(data[start:] + trouble.extra)
         if spoil:
             body[len(body) // 2] ^= 1
         handler.send_response(206 if request.range and not trouble.ignores_range else 200)
         handler.send_header("Content-Length", str(len(body)))
         if start:
-            handler.send_header("Content-Range", f"bytes {start + 1 if lie else start}-{len(data) - 1}/{len(data)}")
+            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         handler.end_headers()
         if cut:
             body = body[:len(body) // 2]
