@@ -11,7 +11,8 @@ mkdir -p "$deps"
 MLX_VERSION=0.32.4
 RUST_AT_LEAST=1.87
 APT_BUILD="build-essential cmake ninja-build pkg-config python3 python3-pip python3-venv unzip
-  libboost1.81-dev nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libssl-dev libedit-dev libgtest-dev"
+  libboost1.81-dev nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libssl-dev libcurl4-openssl-dev
+  libedit-dev libgtest-dev"
 APT_NEON="cmake ninja-build python3 python3-pip python3-venv nlohmann-json3-dev libfmt-dev libspdlog-dev googletest
   g++-aarch64-linux-gnu qemu-user"
 BREW_BUILD="cmake ninja pkg-config python@3.12 boost nlohmann-json cli11 fmt spdlog openssl@3 googletest rust"

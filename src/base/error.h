@@ -27,4 +27,10 @@ class ClusterError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A download failed by the network, the server or the bytes it sent; the message names the file. Exit code 1.
+class DownloadError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 }  // namespace tandem

@@ -46,6 +46,25 @@ inline constexpr std::size_t small_file_bytes = 64u << 20;
 inline constexpr std::size_t safetensors_header_bytes = 100u << 20;
 inline constexpr std::size_t read_chunk_bytes = 16u << 20;
 
+// Downloads from the hub.
+inline constexpr std::size_t hub_connections = 8;            // files fetched at once
+inline constexpr std::size_t hub_listing_bytes = 64u << 20;  // a model's list of files
+inline constexpr std::uint64_t hub_file_bytes = 1ull << 44;
+inline constexpr std::size_t hub_path_bytes = 1024;      // of a file within its model
+inline constexpr std::size_t hub_path_part_bytes = 240;  // most file systems take 255
+inline constexpr int hub_redirects = 5;
+inline constexpr int hub_retries = 6;  // of a file in a row without progress, by default
+inline constexpr int hub_retries_most = 100;
+inline constexpr std::uint64_t hub_progress_bytes = 1u << 20;  // that much further makes up for a failure
+inline constexpr milliseconds hub_backoff{500};  // before the first retry, doubled for each more
+inline constexpr milliseconds hub_backoff_most{16'000};
+inline constexpr seconds hub_retry_after{300};  // a server that asks for longer is not waited for
+inline constexpr seconds hub_connect{20};
+inline constexpr seconds hub_silence{30};  // a transfer without a byte is cut
+inline constexpr milliseconds hub_poll{100};
+inline constexpr milliseconds hub_lock_poll{250};
+inline constexpr std::chrono::hours hub_lock{24};  // waiting for another pull of the same model
+
 // Requests.
 inline constexpr int prefill_chunk_tokens = 512;
 inline constexpr int score_chunk_tokens = 128;      // every row of it has logits

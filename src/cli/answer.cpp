@@ -1,11 +1,11 @@
 #include "cli/answer.h"
 
 #include <fmt/format.h>
-#include <signal.h>
 
 #include "base/bounded_queue.h"
 #include "base/error.h"
 #include "base/limits.h"
+#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "text/answer_text.h"
 
@@ -13,23 +13,6 @@ namespace tandem::cli {
 namespace {
 
 using std::chrono::milliseconds;
-
-volatile sig_atomic_t interrupts = 0;
-
-// Counts Ctrl-C while it lives, instead of ending the program.
-class InterruptGuard {
- public:
-  InterruptGuard() {
-    interrupts = 0;
-    struct sigaction action {};
-    action.sa_handler = [](int) { interrupts = interrupts + 1; };
-    ::sigaction(SIGINT, &action, &before_);
-  }
-  ~InterruptGuard() { ::sigaction(SIGINT, &before_, nullptr); }
-
- private:
-  struct sigaction before_ {};
-};
 
 struct Lost {
   std::string message;
@@ -48,7 +31,7 @@ class EventStream {
   // The next event. The first Ctrl-C cancels the request; its DoneEvent follows.
   engine::Event next() {
     while (true) {
-      if (interrupts > 0 && !cancelled_) {
+      if (InterruptGuard::interrupted() && !cancelled_) {
         conductor_.cancel(id_);
         cancelled_ = true;
       }

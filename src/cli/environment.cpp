@@ -1,7 +1,10 @@
 #include "cli/environment.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
+
+#include "base/error.h"
 
 namespace tandem::cli {
 namespace {
@@ -22,6 +25,23 @@ std::filesystem::path hub_cache() {
   if (const auto value = variable("HF_HUB_CACHE"); !value.empty()) return value;
   return home_or("HF_HOME", ".cache/huggingface") / "hub";
 }
+
+std::string hub_endpoint() {
+  const auto value = variable("HF_ENDPOINT");
+  return value.empty() ? "https://huggingface.co" : value;
+}
+
+std::string hub_token() {
+  constexpr const char* blank = " \t\r\n";
+  auto token = variable("HF_TOKEN");
+  token.erase(0, std::min(token.find_first_not_of(blank), token.size()));
+  token.erase(token.find_last_not_of(blank) + 1);
+  const bool visible = std::all_of(token.begin(), token.end(), [](char c) { return c > 0x20 && c < 0x7f; });
+  if (!visible) throw InputError("HF_TOKEN holds a character that no token has; set it again, or unset it");
+  return token;
+}
+
+std::string certificate_file() { return variable("SSL_CERT_FILE"); }
 
 std::filesystem::path cache_folder() { return home_or("XDG_CACHE_HOME", ".cache") / "tandem"; }
 

@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int exit_lost = 1;    // a worker, a link, or a bug of ours
+constexpr int exit_lost = 1;    // a worker, a link, a download, or a bug of ours
 constexpr int exit_pipe = 141;  // as a shell shows the death by SIGPIPE
 constexpr int exit_input = 2;   // the user can mend it
 
@@ -37,12 +37,15 @@ int run_program(int argc, char** argv) {
   tandem::cli::add_demo(program, exit_code);
   tandem::cli::add_run(program, exit_code);
   tandem::cli::add_serve(program, exit_code);
+  tandem::cli::add_pull(program, exit_code);
+  tandem::cli::add_list(program);
+  tandem::cli::add_rm(program);
   tandem::cli::add_logits(program);
   tandem::cli::add_perplexity(program);
   tandem::cli::add_bench(program);
   program.footer(
       "`tandem VERB --help` tells a verb's options. Results go to stdout, all else to stderr.\n"
-      "Exit codes: 0 done, 1 a worker or link was lost, 2 wrong input, 130 stopped by Ctrl-C.");
+      "Exit codes: 0 done, 1 a worker, a link or a download was lost, 2 wrong input, 130 stopped by Ctrl-C.");
   // CLI11 would only say that a verb is missing.
   const auto verbs = program.get_subcommands([](const CLI::App*) { return true; });
   const auto named = [&](const CLI::App* verb) { return verb->get_name() == argv[1]; };
@@ -71,6 +74,9 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "tandem: {}\n", error.what());
     return exit_input;
   } catch (const tandem::ClusterError& error) {
+    fmt::print(stderr, "tandem: {}\n", error.what());
+    return exit_lost;
+  } catch (const tandem::DownloadError& error) {
     fmt::print(stderr, "tandem: {}\n", error.what());
     return exit_lost;
   } catch (const tandem::cli::OutputError& error) {
