@@ -57,7 +57,8 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   verb.add_option("--fp8", flags.fp8,
-                  "What DeepSeek's FP8 weights become: bfloat16, float32 (exact), or 8bit (half of bfloat16's memory)")
+                  "What DeepSeek's FP8 weights become: bfloat16, float32 (exact), or 8bit (half of "
+                  "bfloat16's memory)")
       ->check(CLI::IsMember({"bfloat16", "float32", "8bit"}))
       ->capture_default_str();
   verb.add_option("--activations", flags.activations,

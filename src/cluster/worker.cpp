@@ -152,9 +152,9 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
   const parallel::Stage& stage = plan.stages.front();
   std::vector<double> shares;
   for (const auto& rank : stage.ranks) shares.push_back(rank.share);
-  const auto shard = parallel::shard_of(
-      config.sizes, shares, start.rank,
-      parallel::expert_split_of(static_cast<int>(stage.ranks.size()), config.divisible()));
+  const auto shard =
+      parallel::shard_of(config.sizes, shares, start.rank,
+                         parallel::expert_split_of(static_cast<int>(stage.ranks.size()), config.divisible()));
 
   const auto source = open_weights(start, config);
   Progress progress;

@@ -6,9 +6,9 @@
 #include <span>
 #include <vector>
 
+#include "models/decoder.h"
 #include "models/kv_cache.h"
 #include "models/layers.h"
-#include "models/decoder.h"
 
 namespace tandem::engine {
 

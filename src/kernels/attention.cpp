@@ -125,7 +125,8 @@ class TaskRun {
     const int key_dims = panels_.key_dims(), value_dims = panels_.value_dims();
     const PanelShape by_keys{padded, key_dims, Format::f32, ScaleType::f32, 0};
     loops_.multiply(
-        {by_keys, reinterpret_cast<const std::byte*>(panels_.keys(index, task_.group->kv_head, keys, scratch_->keys)),
+        {by_keys,
+         reinterpret_cast<const std::byte*>(panels_.keys(index, task_.group->kv_head, keys, scratch_->keys)),
          panel_bytes(by_keys), scratch_->prepared_q.data(), scratch_->scores.data(), block, rows_},
         0, panels_of(by_keys));
     for (int row = 0; row < rows_; ++row) rescale(row, index, padded);
@@ -251,7 +252,8 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
       heads.kv_heads > 0 && k.shape(1) % heads.kv_heads == 0 && v.shape(1) % heads.kv_heads == 0;
   if (!whole_heads || q.shape(1) != queries * (k.shape(1) / heads.kv_heads))
     throw std::invalid_argument("attention: q, k and v do not have the heads' widths");
-  if (rows != q.shape(0) || rows != k.shape(0) || rows != v.shape(0) || heads.value_dim * heads.kv_heads > k.shape(1))
+  if (rows != q.shape(0) || rows != k.shape(0) || rows != v.shape(0) ||
+      heads.value_dim * heads.kv_heads > k.shape(1))
     throw std::invalid_argument("attention: q, k and v do not have the sequences' rows");
   for (const int head : heads.kv_of_query) {
     if (head < 0 || head >= heads.kv_heads)
@@ -259,9 +261,9 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
   }
   for (const auto& sequence : sequences) {
     const auto* panels = sequence.held ? sequence.held->panels.get() : nullptr;
-    if (panels && (panels->heads() != heads.kv_heads || panels->key_dim() * heads.kv_heads != k.shape(1) ||
-                   panels->value_dim() != value_dim_of(heads, v) ||
-                   panels->values_in_keys() != (heads.value_dim > 0)))
+    if (panels &&
+        (panels->heads() != heads.kv_heads || panels->key_dim() * heads.kv_heads != k.shape(1) ||
+         panels->value_dim() != value_dim_of(heads, v) || panels->values_in_keys() != (heads.value_dim > 0)))
       throw std::invalid_argument("attention: what is held has other heads");
   }
 }

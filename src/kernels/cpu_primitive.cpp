@@ -37,7 +37,8 @@ mx::array row_major(const mx::array& x, mx::Stream s) {
   return is_row_major(x) ? x : mx::contiguous(x, false, s);
 }
 
-mx::array as_float_rows(const mx::array& x, mx::Stream s) { return row_major(mx::astype(x, mx::float32, s), s); }
-
+mx::array as_float_rows(const mx::array& x, mx::Stream s) {
+  return row_major(mx::astype(x, mx::float32, s), s);
+}
 
 }  // namespace tandem::kernels

@@ -168,8 +168,8 @@ mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& i
   const mx::array flat = mx::reshape(ids, {pairs}, s), order = mx::argsort(flat, s);
   const mx::array rows = x.ndim() == 2 ? mx::take(x, mx::floor_divide(order, mx::array(choices), s), 0, s)
                                        : mx::take(mx::reshape(x, {pairs, x.shape(2)}, s), order, 0, s);
-  const mx::array y =
-      mx::squeeze(gather_rows_by_mlx(mx::expand_dims(rows, 1, s), e, mx::take(flat, order, 0, s), true, s), 1, s);
+  const mx::array y = mx::squeeze(
+      gather_rows_by_mlx(mx::expand_dims(rows, 1, s), e, mx::take(flat, order, 0, s), true, s), 1, s);
   const mx::array back = mx::take(y, mx::argsort(order, s), 0, s);
   return mx::reshape(back, {ids.shape(0), choices, y.shape(1)}, s);
 }
@@ -185,10 +185,14 @@ class GatherLinear : public CpuPrimitive {
     for (const auto& matrix : packed_) operands.push_back(packed_operand(*matrix));
     if (packed_.empty()) operands = dense_operands(inputs[2]);
     const PanelShape& shape = operands.front().shape;
-    const Call call{inputs[0].data<float>(), inputs[1].data<std::int32_t>(),
-                    result_of(outputs[0]),   static_cast<std::int64_t>(inputs[1].size()),
-                    inputs[1].shape(1),      shares_rows_,
-                    shape.in,                shape.out};
+    const Call call{inputs[0].data<float>(),
+                    inputs[1].data<std::int32_t>(),
+                    result_of(outputs[0]),
+                    static_cast<std::int64_t>(inputs[1].size()),
+                    inputs[1].shape(1),
+                    shares_rows_,
+                    shape.in,
+                    shape.out};
     return [call, operands = std::move(operands), packed = packed_] { multiply_experts(call, operands); };
   }
 
@@ -290,7 +294,8 @@ mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrD
   if (x.ndim() != 2 || x.shape(1) != count * heads.in())
     throw std::invalid_argument("linear_by_head: x and the heads do not fit together");
   if (stream.device == mx::Device::cpu) {
-    if (heads.packed.empty()) throw std::invalid_argument("linear_by_head: heads must be packed for a CPU stream");
+    if (heads.packed.empty())
+      throw std::invalid_argument("linear_by_head: heads must be packed for a CPU stream");
     std::vector<std::int32_t> ids(static_cast<std::size_t>(rows) * count);
     for (int i = 0; i < rows * count; ++i) ids[i] = i % count;
     return mx::array({rows, out}, mx::float32, std::make_shared<GatherLinear>(stream, heads.packed, false),

@@ -38,8 +38,8 @@ Experts experts_of(const std::vector<Matrix>& packed);
 mlx::core::array gather_linear(const mlx::core::array& x, const Experts& experts, const mlx::core::array& ids,
                                mlx::core::StreamOrDevice s = {});
 
-// x [T, H * in], head h of every row by the matrix of expert h → [T, H * out]; devices as above. On a CPU stream
-// the heads must be packed.
+// x [T, H * in], head h of every row by the matrix of expert h → [T, H * out]; devices as above. On a CPU
+// stream the heads must be packed.
 mlx::core::array linear_by_head(const mlx::core::array& x, const Experts& heads,
                                 mlx::core::StreamOrDevice s = {});
 

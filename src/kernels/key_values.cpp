@@ -49,10 +49,12 @@ const float* KeyValuePanels::keys(int index, int head, int positions, std::vecto
   for (int panel = 0; panel < panels; ++panel) {
     float* to = scratch.data() + static_cast<std::ptrdiff_t>(panel) * key_dims() * panel_outputs;
     for (int first = 0; first < key_dim_; first += panel_outputs) {  // a square at a time
-      const float* from = held + static_cast<std::ptrdiff_t>(first) * block + panel * panel_outputs * panel_outputs;
+      const float* from =
+          held + static_cast<std::ptrdiff_t>(first) * block + panel * panel_outputs * panel_outputs;
       const int dims = std::min(panel_outputs, key_dims() - first);
       for (int d = 0; d < dims; ++d) {
-        for (int p = 0; p < panel_outputs; ++p) to[(first + d) * panel_outputs + p] = from[p * panel_outputs + d];
+        for (int p = 0; p < panel_outputs; ++p)
+          to[(first + d) * panel_outputs + p] = from[p * panel_outputs + d];
       }
     }
   }

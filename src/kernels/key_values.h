@@ -27,8 +27,8 @@ class KeyValuePanels {
   // read where values are in the keys. Threads may put different positions at once.
   void put(int position, const float* k, const float* v);
 
-  // Of the positions [index * block, …): [block / 32][key_dims()][32 positions]. Where they are held as values,
-  // the first `positions` of them are laid out in `scratch`.
+  // Of the positions [index * block, …): [block / 32][key_dims()][32 positions]. Where they are held as
+  // values, the first `positions` of them are laid out in `scratch`.
   const float* keys(int index, int head, int positions, std::vector<float>& scratch) const;
   // [value_dims() / 32][block][32 dims].
   const float* values(int index, int head) const;

@@ -207,7 +207,8 @@ class TakeHeadPart : public ReferencedPrimitive {
  public:
   TakeHeadPart(mx::Stream stream, const HeadPart& part)
       : ReferencedPrimitive(
-            stream, [part, stream](const auto& in) { return std::vector{head_part_by_mlx(in[0], part, stream)}; }),
+            stream,
+            [part, stream](const auto& in) { return std::vector{head_part_by_mlx(in[0], part, stream)}; }),
         part_(part) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
@@ -228,9 +229,8 @@ class TakeHeadPart : public ReferencedPrimitive {
 
 mx::array join_heads_by_mlx(const std::vector<mx::array>& in, int a_dim, int b_dim, mx::Stream s) {
   const int tokens = in[0].shape(0), heads = in[0].shape(1) / a_dim;
-  const mx::array both = mx::concatenate({mx::reshape(in[0], {tokens, heads, a_dim}, s),
-                                          mx::reshape(in[1], {tokens, heads, b_dim}, s)},
-                                         2, s);
+  const mx::array both = mx::concatenate(
+      {mx::reshape(in[0], {tokens, heads, a_dim}, s), mx::reshape(in[1], {tokens, heads, b_dim}, s)}, 2, s);
   return mx::reshape(both, {tokens, heads * (a_dim + b_dim)}, s);
 }
 
@@ -264,8 +264,8 @@ class JoinHeads : public ReferencedPrimitive {
 // Each row as a sequence of one token, so that it has a position of its own.
 mx::array rotate_on_gpu(const mx::array& x, const Angles& angles, int head_dim, mx::Stream s) {
   const mx::array heads = mx::reshape(x, {x.shape(0), x.shape(1) / head_dim, 1, head_dim}, s);
-  const mx::array y = mx::reshape(mx::fast::rope(heads, angles.dims, angles.pairs, std::nullopt,
-                                                 1.0F, angles.positions, angles.wavelengths, s),
+  const mx::array y = mx::reshape(mx::fast::rope(heads, angles.dims, angles.pairs, std::nullopt, 1.0F,
+                                                 angles.positions, angles.wavelengths, s),
                                   x.shape(), s);
   return angles.factor == 1 ? y : mx::multiply(y, mx::array(angles.factor, y.dtype()), s);
 }
@@ -316,8 +316,9 @@ Angles angles_at(const mx::array& positions, const mx::array& wavelengths, float
     const mx::array y = mx::multiply(x, mx::array(factor), stream);
     return stream.device == mx::Device::cpu ? as_float_rows(y, stream) : y;
   };
-  return {2 * wavelengths.shape(0),      positions, wavelengths, factor, pairs,
-          scaled(mx::cos(turns, stream)), scaled(mx::sin(turns, stream))};
+  return {
+      2 * wavelengths.shape(0),      positions, wavelengths, factor, pairs, scaled(mx::cos(turns, stream)),
+      scaled(mx::sin(turns, stream))};
 }
 
 std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& angles, int head_dim,
@@ -335,7 +336,8 @@ std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& 
     shapes.push_back(x.shape());
   }
   const std::vector<mx::Dtype> dtypes(rows.size(), mx::float32);
-  return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Rotate>(stream, Turn{head_dim, angles.pairs}), inputs);
+  return mx::array::make_arrays(std::move(shapes), dtypes,
+                                std::make_shared<Rotate>(stream, Turn{head_dim, angles.pairs}), inputs);
 }
 
 mx::array head_part(const mx::array& x, int head_dim, int first, int end, mx::StreamOrDevice s) {

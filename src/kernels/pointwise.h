@@ -51,7 +51,8 @@ std::vector<mlx::core::array> rotate(const std::vector<mlx::core::array>& rows, 
 // Numbers [first, end) of each head of x [T, heads * head_dim] → [T, heads * (end - first)].
 mlx::core::array head_part(const mlx::core::array& x, int head_dim, int first, int end,
                            mlx::core::StreamOrDevice s = {});
-// The heads of a [T, heads * a_dim] and b [T, heads * b_dim] one after the other: [T, heads * (a_dim + b_dim)].
+// The heads of a [T, heads * a_dim] and b [T, heads * b_dim] one after the other: [T, heads * (a_dim +
+// b_dim)].
 mlx::core::array join_heads(const mlx::core::array& a, int a_dim, const mlx::core::array& b, int b_dim,
                             mlx::core::StreamOrDevice s = {});
 

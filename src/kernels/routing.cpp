@@ -23,7 +23,8 @@ constexpr float least_sum = 1e-20F;  // what weights are divided by, at least
 // One token's choice.
 class Choice {
  public:
-  explicit Choice(const Routing& routing) : routing_(routing), scores_(routing.experts), ranked_(routing.experts) {}
+  explicit Choice(const Routing& routing)
+      : routing_(routing), scores_(routing.experts), ranked_(routing.experts) {}
 
   void make(const float* logits, const float* bias, std::int32_t* ids, float* weights) {
     score(logits);
@@ -92,7 +93,8 @@ std::vector<mx::array> choose_by_mlx(const std::vector<mx::array>& in, const Rou
                                    ? mx::max(groups, -1, false, s)
                                    : mx::sum(mx::topk(groups, 2, -1, s), -1, false, s);
     const int dropped = r.groups - r.chosen_groups;
-    const mx::array worst = mx::slice(mx::argpartition(of_group, dropped - 1, -1, s), {0, 0}, {rows, dropped}, s);
+    const mx::array worst =
+        mx::slice(mx::argpartition(of_group, dropped - 1, -1, s), {0, 0}, {rows, dropped}, s);
     ranked = mx::reshape(mx::put_along_axis(groups, mx::expand_dims(worst, -1, s), mx::array(lowest), 1, s),
                          {rows, r.experts}, s);
   }
@@ -114,12 +116,14 @@ class Route : public ReferencedPrimitive {
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     return [routing = routing_, logits = inputs[0].data<float>(),
             bias = inputs.size() > 1 ? inputs[1].data<float>() : nullptr,
-            ids = result_of<std::int32_t>(outputs[0]), weights = result_of(outputs[1]), rows = inputs[0].shape(0)] {
+            ids = result_of<std::int32_t>(outputs[0]), weights = result_of(outputs[1]),
+            rows = inputs[0].shape(0)] {
       constexpr int rows_at_once = 16;
       parallel((rows + rows_at_once - 1) / rows_at_once, [&](std::int64_t part) {
         Choice choice(routing);
         for (auto r = part * rows_at_once; r < std::min<std::int64_t>(rows, (part + 1) * rows_at_once); ++r) {
-          choice.make(logits + r * routing.experts, bias, ids + r * routing.chosen, weights + r * routing.chosen);
+          choice.make(logits + r * routing.experts, bias, ids + r * routing.chosen,
+                      weights + r * routing.chosen);
         }
       });
     };
@@ -163,7 +167,8 @@ class WeightedSum : public ReferencedPrimitive {
 Routes route(const mx::array& logits, const std::optional<mx::array>& bias, const Routing& routing,
              mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
-  if (logits.ndim() != 2 || logits.shape(1) != routing.experts || (bias && bias->shape() != mx::Shape{routing.experts}))
+  if (logits.ndim() != 2 || logits.shape(1) != routing.experts ||
+      (bias && bias->shape() != mx::Shape{routing.experts}))
     throw std::invalid_argument("route: logits and bias are not one for each expert");
   if (stream.device == mx::Device::gpu) {
     std::vector<mx::array> in{logits};

@@ -33,18 +33,21 @@ mx::array attend(const GroupedAttention& w, const mx::array& x, const Pass& pass
 // key and as value.
 mx::array attend(const LatentAttention& w, const mx::array& x, const Pass& pass, int layer) {
   const int latent = w.value_up.in(), heads = w.value_up.count(), head_dim = w.nope + w.rope;
-  const auto down = w.query_down ? products(x, {&w.latent, &*w.query_down}) : products(x, {&w.latent, &w.query});
-  const mx::array c = kernels::rms_norm(kernels::head_part(down[0], latent + w.rope, 0, latent), w.latent_norm,
-                                        latent_eps);  // [T, latent]
-  const mx::array q = w.query_down
-                          ? products(kernels::rms_norm(down[1], *w.query_norm, latent_eps), {&w.query}).front()
-                          : down[1];  // [T, H * (nope + rope)]
+  const auto down =
+      w.query_down ? products(x, {&w.latent, &*w.query_down}) : products(x, {&w.latent, &w.query});
+  const mx::array c =
+      kernels::rms_norm(kernels::head_part(down[0], latent + w.rope, 0, latent), w.latent_norm,
+                        latent_eps);  // [T, latent]
+  const mx::array q =
+      w.query_down ? products(kernels::rms_norm(down[1], *w.query_norm, latent_eps), {&w.query}).front()
+                   : down[1];  // [T, H * (nope + rope)]
   const auto turned = kernels::rotate({kernels::head_part(q, head_dim, w.nope, head_dim),
                                        kernels::head_part(down[0], latent + w.rope, latent, latent + w.rope)},
                                       pass.angles, w.rope);
   const mx::array absorbed = kernels::linear_by_head(kernels::head_part(q, head_dim, 0, w.nope), w.key_up);
-  const mx::array queries = kernels::join_heads(absorbed, latent, turned[0], w.rope);  // [T, H * (latent + rope)]
-  const mx::array keys = kernels::join_heads(c, latent, turned[1], w.rope);            // [T, latent + rope]
+  const mx::array queries =
+      kernels::join_heads(absorbed, latent, turned[0], w.rope);              // [T, H * (latent + rope)]
+  const mx::array keys = kernels::join_heads(c, latent, turned[1], w.rope);  // [T, latent + rope]
   const kernels::AttentionHeads shared{std::vector<int>(heads, 0), 1, w.scale, 0, latent};
   const mx::array y = kernels::attention(queries, keys, keys, shared, pass.rows(layer));  // [T, H * latent]
   return products(kernels::linear_by_head(y, w.value_up), {&w.output}).front();

@@ -34,7 +34,7 @@ struct GroupedAttention {
 struct LatentAttention {
   std::optional<ShardedLinear> query_down;  // none: queries are not compressed
   std::optional<mlx::core::array> query_norm;
-  ShardedLinear query;  // [heads * (nope + rope), …]
+  ShardedLinear query;   // [heads * (nope + rope), …]
   ShardedLinear latent;  // [latent + rope, hidden]
   mlx::core::array latent_norm;
   kernels::Experts key_up;    // of each head, from the part of the query that is not rotated: [latent, nope]
@@ -44,7 +44,8 @@ struct LatentAttention {
   float scale = 1;
 };
 
-// x [T, hidden], normed → this rank's part of the attention's output [T, hidden]. `layer` is that of the cache.
+// x [T, hidden], normed → this rank's part of the attention's output [T, hidden]. `layer` is that of the
+// cache.
 mlx::core::array attend(const GroupedAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
 mlx::core::array attend(const LatentAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
 

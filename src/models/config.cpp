@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -181,7 +180,8 @@ weights::Quantisation parse_bits_and_group(const json& given, const std::string&
         fmt::format("{} has groups of {}; this version reads 32, 64 and 128", where, result.group));
   }
   const std::string mode = string_or(given, "mode", "affine");
-  if (mode != "affine") throw InputError(fmt::format("{} has the mode \"{}\"; this version reads affine", where, mode));
+  if (mode != "affine")
+    throw InputError(fmt::format("{} has the mode \"{}\"; this version reads affine", where, mode));
   return result;
 }
 
@@ -189,18 +189,20 @@ weights::Quantisation parse_bits_and_group(const json& given, const std::string&
 int parse_fp8_block(const json& given) {
   const std::string method = string_or(given, "quant_method", "");
   if (method != "fp8") {
-    throw InputError(fmt::format(
-        "\"quantization_config\" has the method \"{}\", which this version does not read; give DeepSeek's fp8, "
-        "MLX's affine quantization, or a bf16, f16 or f32 checkpoint",
-        method));
+    throw InputError(
+        fmt::format("\"quantization_config\" has the method \"{}\", which this version does not read; give "
+                    "DeepSeek's fp8, "
+                    "MLX's affine quantization, or a bf16, f16 or f32 checkpoint",
+                    method));
   }
   if (const auto kind = string_or(given, "fmt", "e4m3"); kind != "e4m3")
     throw InputError(fmt::format("\"quantization_config\" has fp8 in {}; this version reads e4m3", kind));
   const json* block = find(given, "weight_block_size");
   if (!block || !block->is_array() || block->size() != 2 || (*block)[0] != (*block)[1] ||
       !(*block)[0].is_number_integer() || (*block)[0] < 1 || (*block)[0] > most_width) {
-    throw InputError(fmt::format("\"weight_block_size\" is {}; expected two equal numbers, such as [128, 128]",
-                                 block ? block->dump() : "missing"));
+    throw InputError(
+        fmt::format("\"weight_block_size\" is {}; expected two equal numbers, such as [128, 128]",
+                    block ? block->dump() : "missing"));
   }
   return (*block)[0].get<int>();
 }
@@ -218,7 +220,8 @@ weights::Formats parse_formats(const json& config) {
     throw InputError(fmt::format("\"quantization\" is {}; give an object", given->dump()));
   formats.all = parse_bits_and_group(*given, "\"quantization\"");
   for (const auto& [name, value] : given->items()) {
-    if (value.is_object()) formats.own[name] = parse_bits_and_group(value, fmt::format("\"quantization\" of \"{}\"", name));
+    if (value.is_object())
+      formats.own[name] = parse_bits_and_group(value, fmt::format("\"quantization\" of \"{}\"", name));
   }
   return formats;
 }
@@ -233,7 +236,8 @@ void align_cuts(ModelConfig& config) {
         fmt::format("{} is {}, not a multiple of the quantization's groups of {}", name, inputs, group));
   };
   const int value_dim = sizes.latent > 0 ? sizes.value_dim : sizes.head_dim;
-  const int of_heads = config.formats.largest_group(".o_proj"), of_columns = config.formats.largest_group(".down_proj");
+  const int of_heads = config.formats.largest_group(".o_proj"),
+            of_columns = config.formats.largest_group(".down_proj");
   sizes.heads_at_once = of_heads / std::gcd(value_dim, of_heads);
   sizes.columns_at_once = of_columns;
   check("\"hidden_size\"", sizes.hidden, config.formats.all->group);
@@ -269,7 +273,8 @@ void parse_latent_attention(const json& config, ModelConfig& result) {
   sizes.value_dim = integer(config, "v_head_dim", 1, most_width);
   sizes.kv_heads = sizes.query_heads;
   if (sizes.rope % 2 != 0)
-    throw InputError(fmt::format("\"qk_rope_head_dim\" is {}; rotary embedding needs an even one", sizes.rope));
+    throw InputError(
+        fmt::format("\"qk_rope_head_dim\" is {}; rotary embedding needs an even one", sizes.rope));
   result.compressed_query = sizes.query_latent > 0;
   result.whole_query = !result.compressed_query;
   result.compressed_query_bias = result.compressed_query && boolean_or(config, "attention_bias", false);
@@ -305,15 +310,18 @@ void parse_routing(const json& config, ModelConfig& result) {
   const std::string method = string_or(config, "topk_method", v3 ? "noaux_tc" : "greedy");
   const std::string scores = string_or(config, "scoring_func", v3 ? "sigmoid" : "softmax");
   if (method != "noaux_tc" && method != "greedy" && method != "group_limited_greedy")
-    throw InputError(fmt::format("\"topk_method\" is \"{}\"; greedy, group_limited_greedy and noaux_tc are supported", method));
+    throw InputError(fmt::format(
+        "\"topk_method\" is \"{}\"; greedy, group_limited_greedy and noaux_tc are supported", method));
   if (scores != "sigmoid" && scores != "softmax")
     throw InputError(fmt::format("\"scoring_func\" is \"{}\"; softmax and sigmoid are supported", scores));
   routing.score = scores == "sigmoid" ? kernels::Routing::Score::sigmoid : kernels::Routing::Score::softmax;
   routing.group_score =
       method == "noaux_tc" ? kernels::Routing::GroupScore::best_two : kernels::Routing::GroupScore::best;
   if (!v3 && routing.normalised) {
-    if (routing.chosen > 1) routing.scale = 1;  // DeepSeek-V2 either normalises or scales
-    else routing.normalised = false;
+    if (routing.chosen > 1)
+      routing.scale = 1;  // DeepSeek-V2 either normalises or scales
+    else
+      routing.normalised = false;
   }
   result.router_bias = method == "noaux_tc";
   if (method == "greedy") return;
@@ -321,9 +329,11 @@ void parse_routing(const json& config, ModelConfig& result) {
   routing.chosen_groups = integer_or(config, "topk_group", 1, routing.groups, routing.groups);
   const int size = routing.experts / routing.groups;
   if (routing.experts % routing.groups != 0 || routing.chosen > routing.chosen_groups * size ||
-      (routing.group_score == kernels::Routing::GroupScore::best_two && routing.groups > routing.chosen_groups && size < 2)) {
-    throw InputError(fmt::format("\"n_group\" is {} and \"topk_group\" {}; {} of {} experts cannot be chosen so",
-                                 routing.groups, routing.chosen_groups, routing.chosen, routing.experts));
+      (routing.group_score == kernels::Routing::GroupScore::best_two &&
+       routing.groups > routing.chosen_groups && size < 2)) {
+    throw InputError(
+        fmt::format("\"n_group\" is {} and \"topk_group\" {}; {} of {} experts cannot be chosen so",
+                    routing.groups, routing.chosen_groups, routing.chosen, routing.experts));
   }
 }
 
@@ -342,19 +352,23 @@ void parse_experts(const json& config, ModelConfig& result) {
     for (int i = 0; i < result.layers; ++i) sparse[i] = (i + 1) % every == 0;
     if (const json* dense = find(config, "mlp_only_layers"); dense && dense->is_array()) {
       for (const auto& layer : *dense) {
-        if (layer.is_number_integer() && layer >= 0 && layer < result.layers) sparse[layer.get<int>()] = false;
+        if (layer.is_number_integer() && layer >= 0 && layer < result.layers)
+          sparse[layer.get<int>()] = false;
       }
     }
-    sizes.experts = integer(config, find(config, "num_experts") ? "num_experts" : "num_local_experts", 1, most_experts);
+    sizes.experts =
+        integer(config, find(config, "num_experts") ? "num_experts" : "num_local_experts", 1, most_experts);
   }
-  for (int i = 0; i < result.layers; ++i) (sparse[i] ? result.expert_layers : result.dense_layers).push_back(i);
+  for (int i = 0; i < result.layers; ++i)
+    (sparse[i] ? result.expert_layers : result.dense_layers).push_back(i);
   if (result.expert_layers.empty()) {
     sizes.experts = 0;
     return;
   }
   if (result.dense_layers.empty()) sizes.ffn = 0;
   sizes.expert_ffn = integer(config, "moe_intermediate_size", 1, most_width);
-  if (deepseek) sizes.shared_ffn = sizes.expert_ffn * integer_or(config, "n_shared_experts", 0, most_experts, 0);
+  if (deepseek)
+    sizes.shared_ffn = sizes.expert_ffn * integer_or(config, "n_shared_experts", 0, most_experts, 0);
   parse_routing(config, result);
 }
 
@@ -365,10 +379,11 @@ ModelConfig parse_config(const json& config) {
   result.family = string_or(config, "model_type", "");
   const std::string& family = result.family;
   const bool qwen2 = family == "qwen2";
-  static const std::vector<std::string> families{"llama", "mistral",   "qwen2",       "qwen3",
+  static const std::vector<std::string> families{"llama",     "mistral",     "qwen2",      "qwen3",
                                                  "qwen3_moe", "deepseek_v2", "deepseek_v3"};
   if (std::find(families.begin(), families.end(), family) == families.end()) {
-    throw InputError(fmt::format("\"model_type\" is \"{}\"; this version runs {}", family, fmt::join(families, ", ")));
+    throw InputError(
+        fmt::format("\"model_type\" is \"{}\"; this version runs {}", family, fmt::join(families, ", ")));
   }
   reject_unsupported(config);
   result.layers = integer(config, "num_hidden_layers", 1, most_layers);

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/routing.h"
 #include "parallel/plan.h"
 #include "parallel/shard.h"
-#include "kernels/routing.h"
 #include "weights/formats.h"
 
 namespace tandem::models {

@@ -9,11 +9,13 @@ namespace {
 namespace mx = mlx::core;
 
 const ShardedLinear& output_of(const DecoderLayer& layer) {
-  return std::visit([](const auto& attention) -> const ShardedLinear& { return attention.output; }, layer.attention);
+  return std::visit([](const auto& attention) -> const ShardedLinear& { return attention.output; },
+                    layer.attention);
 }
 
 mx::array attend(const DecoderLayer& layer, const mx::array& x, const Pass& pass, int index) {
-  return std::visit([&](const auto& attention) { return attend(attention, x, pass, index); }, layer.attention);
+  return std::visit([&](const auto& attention) { return attend(attention, x, pass, index); },
+                    layer.attention);
 }
 
 mx::array feed_forward(const DecoderLayer& layer, const mx::array& x) {

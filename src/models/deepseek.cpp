@@ -66,8 +66,8 @@ mx::array rows_by_head(const mx::array& up, int head_rows, int first, int end) {
   return part;
 }
 
-// Values [H, value, latent] stay as they are stored. Keys [H, latent, nope] are turned over, for which quantised
-// ones become float32.
+// Values [H, value, latent] stay as they are stored. Keys [H, latent, nope] are turned over, for which
+// quantised ones become float32.
 std::pair<kernels::Experts, kernels::Experts> split_up(const weights::StoredMatrix& up, int nope, int value) {
   const int rows = nope + value;
   weights::StoredMatrix values{rows_by_head(up.weight, rows, nope, rows), {}, {}, up.quantisation};
@@ -85,10 +85,12 @@ std::pair<kernels::Experts, kernels::Experts> split_up(const weights::StoredMatr
 
 }  // namespace
 
-std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config, const weights::Source& source) {
+std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config,
+                                                     const weights::Source& source) {
   auto rules = rows_of(shard_table(), config);
   const bool by_head = source.has("model.layers.0.self_attn.embed_q.weight");
-  for (const auto& more : {rows_of(by_head ? up_by_head_table() : one_up_table(), config), feed_forward_shard_rules(config)})
+  for (const auto& more :
+       {rows_of(by_head ? up_by_head_table() : one_up_table(), config), feed_forward_shard_rules(config)})
     rules.insert(rules.end(), more.begin(), more.end());
   return rules;
 }

@@ -25,16 +25,17 @@ std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const wei
 Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
                      const weights::ShardedWeights& weights);
 
-// llama.cpp: llama (DeepSeek-LLM included), mistral, qwen2, qwen3, which differ in biases, norms of queries and
-// keys, windows and tied embeddings alone; and what qwen3_moe shares with them.
+// llama.cpp: llama (DeepSeek-LLM included), mistral, qwen2, qwen3, which differ in biases, norms of queries
+// and keys, windows and tied embeddings alone; and what qwen3_moe shares with them.
 std::vector<weights::ShardRule> llama_shard_rules(const ModelConfig& config);
 std::vector<weights::ShardRule> feed_forward_shard_rules(const ModelConfig& config);  // of any dense layer
 GroupedAttention take_grouped_attention(const ModelConfig& config, const parallel::Shard& shard,
                                         const weights::ShardedWeights& weights, int layer);
 
-// deepseek.cpp: deepseek_v2 and deepseek_v3 (R1 and V3.1 included), as Hugging Face's and mlx-community's files
-// have them.
-std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config, const weights::Source& source);
+// deepseek.cpp: deepseek_v2 and deepseek_v3 (R1 and V3.1 included), as Hugging Face's and mlx-community's
+// files have them.
+std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config,
+                                                     const weights::Source& source);
 LatentAttention take_latent_attention(const ModelConfig& config, const parallel::Shard& shard,
                                       const weights::ShardedWeights& weights, int layer);
 

@@ -27,7 +27,8 @@ std::size_t step_bytes(const Mixture& w) {
   const std::size_t experts = bytes_of_one(w.gate) + bytes_of_one(w.up) + bytes_of_one(w.down);
   const auto held = static_cast<std::size_t>(w.routing.end_held - w.routing.first_held);
   return w.router.bytes() + (w.router_bias ? w.router_bias->nbytes() : 0) +
-         experts * static_cast<std::size_t>(w.routing.chosen) * held / static_cast<std::size_t>(w.routing.experts) +
+         experts * static_cast<std::size_t>(w.routing.chosen) * held /
+             static_cast<std::size_t>(w.routing.experts) +
          (w.shared ? step_bytes(*w.shared) : 0);
 }
 

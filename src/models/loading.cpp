@@ -94,7 +94,8 @@ kernels::Experts take_experts(const ShardedWeights& weights, const std::string& 
 
 std::size_t bytes_of_one(const kernels::Experts& experts) {
   if (!experts.packed.empty()) return experts.packed.front()->bytes();
-  const std::size_t affine = experts.affine ? experts.affine->scales.nbytes() + experts.affine->biases.nbytes() : 0;
+  const std::size_t affine =
+      experts.affine ? experts.affine->scales.nbytes() + experts.affine->biases.nbytes() : 0;
   return (experts.weight->nbytes() + affine) / static_cast<std::size_t>(experts.count());
 }
 

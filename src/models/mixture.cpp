@@ -57,7 +57,8 @@ const std::vector<TableRow>& stacked_table() {
 
 }  // namespace
 
-std::vector<weights::ShardRule> mixture_shard_rules(const ModelConfig& config, const weights::Source& source) {
+std::vector<weights::ShardRule> mixture_shard_rules(const ModelConfig& config,
+                                                    const weights::Source& source) {
   if (config.expert_layers.empty()) return {};
   const bool stacked = source.has(
       fmt::format("model.layers.{}.mlp.switch_mlp.gate_proj.weight", config.expert_layers.front()));
@@ -93,7 +94,9 @@ Mixture take_mixture(const ModelConfig& config, const parallel::Shard& shard,
   w.routing.end_held = shard.experts.end;
   if (config.router_bias) w.router_bias = take_vector(weights, prefix + "gate.e_score_correction_bias");
   if (config.sizes.shared_ffn > 0) {
-    const auto take = [&](const char* name) { return take_linear(weights, prefix + "shared_experts." + name); };
+    const auto take = [&](const char* name) {
+      return take_linear(weights, prefix + "shared_experts." + name);
+    };
     w.shared = FeedForward{take("gate_proj"), take("up_proj"), take("down_proj")};
   }
   return w;

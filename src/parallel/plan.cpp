@@ -150,8 +150,9 @@ void validate(const Plan& plan, const Divisible& model) {
   }
   const auto check = [&](const char* name, int parts) {
     if (ranks <= parts) return;
-    throw InputError(fmt::format("{} ranks, but the model's {} can be cut into {} parts: use at most {} ranks",
-                                 ranks, name, parts, parts));
+    throw InputError(
+        fmt::format("{} ranks, but the model's {} can be cut into {} parts: use at most {} ranks", ranks,
+                    name, parts, parts));
   };
   // A model of experts alone has no other ffn; 0 columns are none.
   if (model.ffn_columns > 0 || model.experts == 0) check("ffn", model.ffn_columns);

@@ -69,16 +69,17 @@ struct ModelSizes {
 
 // One rank's part of every dimension.
 struct Shard {
-  ModelSizes sizes;                   // of the whole model
-  Range query_heads;                  // heads this rank computes
-  Range kv_heads;                     // the key/value heads these read: replicated where ranks share one
-  Range ffn;                          // columns
-  Range experts, expert_ffn;          // of which one is whole
+  ModelSizes sizes;           // of the whole model
+  Range query_heads;          // heads this rank computes
+  Range kv_heads;             // the key/value heads these read: replicated where ranks share one
+  Range ffn;                  // columns
+  Range experts, expert_ffn;  // of which one is whole
   Range shared_ffn;
   Range vocabulary;                   // rows of the embedding and of the output matrix
   std::vector<int> vocabulary_sizes;  // of every rank of the stage
 
-  // Elements of the whole dimension, and the part of it that is this rank's ({0, whole} for those that are never cut).
+  // Elements of the whole dimension, and the part of it that is this rank's ({0, whole} for those that are
+  // never cut).
   int whole(Dim dim) const;
   Range part(Dim dim) const;
   // Which local key/value head each local query head reads, [query_heads.size()].

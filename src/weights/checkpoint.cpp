@@ -26,7 +26,8 @@ mx::Dtype to_mlx(const std::string& name, const std::string& dtype, Element elem
     throw InputError(fmt::format("tensor \"{}\" is {}; quantized weights are U32", name, dtype));
   if (element == Element::fp8 && dtype == "F8_E4M3") return mx::uint8;
   if (element == Element::fp8)
-    throw InputError(fmt::format("tensor \"{}\" is {}, but has a weight_scale_inv; F8_E4M3 has", name, dtype));
+    throw InputError(
+        fmt::format("tensor \"{}\" is {}, but has a weight_scale_inv; F8_E4M3 has", name, dtype));
   if (dtype == "U32")
     throw InputError(fmt::format("tensor \"{}\" is quantized, but its \".scales\" is missing", name));
   if (dtype == "F8_E4M3")

@@ -21,7 +21,7 @@ enum class Fp8As {
 };
 
 struct Formats {
-  std::optional<Quantisation> all;  // of a matrix that has scales and no entry of its own
+  std::optional<Quantisation> all;          // of a matrix that has scales and no entry of its own
   std::map<std::string, Quantisation> own;  // by the matrix's name without ".weight"
   int fp8_block = 0;                        // rows and columns that share a scale; 0: no FP8
   Fp8As fp8_as = Fp8As::bfloat16;

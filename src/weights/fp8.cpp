@@ -32,14 +32,16 @@ float fp8_to_float(unsigned char bits) {
 mx::array dequantise_fp8(const mx::array& values, const mx::array& scales, int block, int first_row,
                          int first_column, mx::Dtype dtype) {
   static const std::array<float, 256> table = make_table();
-  mx::array factors = mx::contiguous(mx::astype(scales, mx::float32, mx::Device::cpu), false, mx::Device::cpu);
+  mx::array factors =
+      mx::contiguous(mx::astype(scales, mx::float32, mx::Device::cpu), false, mx::Device::cpu);
   factors.eval();
   const int rows = values.shape(0), columns = values.shape(1), blocks = factors.shape(1);
   mx::array made(mx::allocator::malloc(values.size() * sizeof(float)), values.shape(), mx::float32);
   const auto* from = values.data<std::uint8_t>();
   float* to = made.data<float>();
   for (int r = 0; r < rows; ++r) {
-    const float* factor = factors.data<float>() + static_cast<std::ptrdiff_t>((first_row + r) / block) * blocks;
+    const float* factor =
+        factors.data<float>() + static_cast<std::ptrdiff_t>((first_row + r) / block) * blocks;
     for (int c = 0; c < columns; ++c) *to++ = table[*from++] * factor[(first_column + c) / block];
   }
   if (dtype == mx::float32) return made;

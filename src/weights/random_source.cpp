@@ -75,12 +75,14 @@ bool RandomSource::has(const std::string& name) const {
   const std::string_view view = name;
   const auto contains = [&](const char* part) { return view.find(part) != view.npos; };
   if (view.ends_with(".scales")) return bits_ > 0 && !view.ends_with("mlp.gate.scales");
-  return !view.ends_with("_scale_inv") && !contains("switch_mlp") && !contains("embed_q") && !contains("unembed_out");
+  return !view.ends_with("_scale_inv") && !contains("switch_mlp") && !contains("embed_q") &&
+         !contains("unembed_out");
 }
 
 std::uint64_t RandomSource::bytes(const Slice& slice) const {
   const Pieces pieces = pieces_of(slice);
-  return pieces.runs * pieces.run * (slice.element == Element::codes ? codes_.itemsize() : values_.itemsize());
+  return pieces.runs * pieces.run *
+         (slice.element == Element::codes ? codes_.itemsize() : values_.itemsize());
 }
 
 mx::array RandomSource::read(const Slice& slice, const OnBytes& on_bytes) const {

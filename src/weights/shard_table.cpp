@@ -86,7 +86,9 @@ void ShardedWeights::add(const std::string& name, const ShardRule& rule, const p
     count(*tensor.biases, replicated);
   } else if (matrix && source_.has(name + "_scale_inv") && formats_.fp8_block > 0) {
     tensor.slice.element = Element::fp8;
-    const auto blocks = [&](Dim dim) { return (shard.whole(dim) + formats_.fp8_block - 1) / formats_.fp8_block; };
+    const auto blocks = [&](Dim dim) {
+      return (shard.whole(dim) + formats_.fp8_block - 1) / formats_.fp8_block;
+    };
     tensor.fp8_scales = Slice{name + "_scale_inv", {blocks(rule.shape[0]), blocks(rule.shape[1])}};
     count(*tensor.fp8_scales, true);
   }
@@ -111,14 +113,17 @@ StoredMatrix ShardedWeights::take_matrix(const std::string& name) const {
 
 StoredMatrix ShardedWeights::take_fp8(const Tensor& tensor) const {
   const Slice& slice = tensor.slice;
-  const int first_row = slice.axis == 0 ? slice.part.begin : 0, first_column = slice.axis == 1 ? slice.part.begin : 0;
-  const bool quantised = formats_.fp8_as == Fp8As::quantised && slice.part_shape().back() % fp8_quantised.group == 0;
+  const int first_row = slice.axis == 0 ? slice.part.begin : 0,
+            first_column = slice.axis == 1 ? slice.part.begin : 0;
+  const bool quantised =
+      formats_.fp8_as == Fp8As::quantised && slice.part_shape().back() % fp8_quantised.group == 0;
   const mx::Dtype dtype = formats_.fp8_as == Fp8As::float32 || quantised ? mx::float32 : mx::bfloat16;
   const mx::array dense =
       dequantise_fp8(source_.read(slice, on_bytes_), source_.read(*tensor.fp8_scales, on_bytes_),
                      formats_.fp8_block, first_row, first_column, dtype);
   if (!quantised) return {dense, {}, {}, {}};
-  auto parts = mx::quantize(dense, fp8_quantised.group, fp8_quantised.bits, "affine", std::nullopt, mx::Device::cpu);
+  auto parts =
+      mx::quantize(dense, fp8_quantised.group, fp8_quantised.bits, "affine", std::nullopt, mx::Device::cpu);
   mx::eval(parts);
   return {parts[0], parts[1], parts[2], fp8_quantised};
 }

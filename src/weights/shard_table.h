@@ -36,11 +36,11 @@ struct StoredMatrix {
 // no second copy of the model is held.
 class ShardedWeights {
  public:
-  // The tensors of `rules` for layers [first_layer, end_layer), those with two axes and more in whatever format
-  // the source has them in; `source` outlives this. InputError where one is missing.
+  // The tensors of `rules` for layers [first_layer, end_layer), those with two axes and more in whatever
+  // format the source has them in; `source` outlives this. InputError where one is missing.
   ShardedWeights(
-      const Source& source, const std::vector<ShardRule>& rules, Formats formats, const parallel::Shard& shard,
-      int first_layer, int end_layer, OnBytes on_bytes = [](std::uint64_t) {});
+      const Source& source, const std::vector<ShardRule>& rules, Formats formats,
+      const parallel::Shard& shard, int first_layer, int end_layer, OnBytes on_bytes = [](std::uint64_t) {});
 
   bool has(const std::string& name) const { return tensors_.contains(name); }
   // Reads a tensor, or a matrix with what belongs to it. Asserted to be one of the rules'. InputError as

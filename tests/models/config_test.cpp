@@ -59,7 +59,8 @@ TEST(Config, RefusesWithTheFieldsName) {
       {{{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", {{"bits", 5}, {"group_size", 64}}}}}},
        {"lm_head", "5 bits"}},
       {{{"quantization_config", {{"quant_method", "fp8"}, {"fmt", "e5m2"}}}}, {"e5m2"}},
-      {{{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}}}}, {"weight_block_size"}},
+      {{{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}}}},
+       {"weight_block_size"}},
       {{{"quantization", {{"bits", 4}, {"group_size", 128}}},
         {"hidden_size", 128},
         {"intermediate_size", 704}},
@@ -166,8 +167,12 @@ TEST(Config, RefusesWhatNoRouterCanChoose) {
 
 TEST(Config, WhichLayersOfQwen3HaveExperts) {
   json config = valid();
-  config.update({{"model_type", "qwen3_moe"}, {"num_experts", 4}, {"num_experts_per_tok", 2},
-                 {"moe_intermediate_size", 16}, {"decoder_sparse_step", 2}, {"mlp_only_layers", {1}}});
+  config.update({{"model_type", "qwen3_moe"},
+                 {"num_experts", 4},
+                 {"num_experts_per_tok", 2},
+                 {"moe_intermediate_size", 16},
+                 {"decoder_sparse_step", 2},
+                 {"mlp_only_layers", {1}}});
   EXPECT_EQ(parse_config(config).expert_layers, (std::vector<int>{3}));
   config.update({{"decoder_sparse_step", 1}, {"mlp_only_layers", json::array()}});
   EXPECT_EQ(parse_config(config).expert_layers, (std::vector<int>{0, 1, 2, 3}));
