@@ -143,33 +143,33 @@ class GatherTransposed : public CpuPrimitive {
   Packed packed_;
 };
 
-// rows [..., 1, in], of which each takes the expert of its id.
-mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::array& ids, bool sorted,
-                             mx::Stream s) {
+// rows [..., 1, in], of which each takes the expert of its id. MLX is not told of sorted ids: with that flag,
+// gather_mm of 0.32.4 gives wrong rows on CUDA.
+mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::array& ids, mx::Stream s) {
   if (!e.affine) {
     return mx::gather_mm(mx::astype(rows, e.weight->dtype(), s), mx::swapaxes(*e.weight, 1, 2, s),
-                         std::nullopt, ids, sorted, s);
+                         std::nullopt, ids, false, s);
   }
   const Affine& a = *e.affine;
   return mx::gather_qmm(mx::astype(rows, a.scales.dtype(), s), *e.weight, a.scales, a.biases, std::nullopt,
-                        ids, true, a.group, a.bits, "affine", std::nullopt, sorted, s);
+                        ids, true, a.group, a.bits, "affine", std::nullopt, false, s);
 }
 
-// x [T, in] or [T, k, in]. Where an expert has several rows they are brought side by side, so that it is read
-// once.
+// x [T, in] or [T, k, in]. Where an expert has several rows they are brought side by side, so that caches
+// serve them.
 mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
   constexpr int pairs_worth_sorting = 64;
   const int pairs = static_cast<int>(ids.size()), choices = ids.shape(1);
   if (pairs < pairs_worth_sorting) {
     const mx::array rows =
         x.ndim() == 2 ? mx::expand_dims(x, std::vector<int>{1, 2}, s) : mx::expand_dims(x, 2, s);
-    return mx::squeeze(gather_rows_by_mlx(rows, e, ids, false, s), 2, s);
+    return mx::squeeze(gather_rows_by_mlx(rows, e, ids, s), 2, s);
   }
   const mx::array flat = mx::reshape(ids, {pairs}, s), order = mx::argsort(flat, s);
   const mx::array rows = x.ndim() == 2 ? mx::take(x, mx::floor_divide(order, mx::array(choices), s), 0, s)
                                        : mx::take(mx::reshape(x, {pairs, x.shape(2)}, s), order, 0, s);
-  const mx::array y = mx::squeeze(
-      gather_rows_by_mlx(mx::expand_dims(rows, 1, s), e, mx::take(flat, order, 0, s), true, s), 1, s);
+  const mx::array y =
+      mx::squeeze(gather_rows_by_mlx(mx::expand_dims(rows, 1, s), e, mx::take(flat, order, 0, s), s), 1, s);
   const mx::array back = mx::take(y, mx::argsort(order, s), 0, s);
   return mx::reshape(back, {ids.shape(0), choices, y.shape(1)}, s);
 }
