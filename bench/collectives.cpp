@@ -1,7 +1,8 @@
 // One rank that times all_sum: bench_collectives tcp|ring|mpi RANK RANKS FOLDER ADDRESS BYTES...
 // Prints a JSON line a size: {"bytes", "us"}, the median of the rounds, float32. bench/collectives.py starts
 // the ranks. tcp: the ranks tell each other their ports through files in FOLDER and connect to
-// ADDRESS,ADDRESS,… one a rank. ring and mpi take what MLX's backends take from the environment.
+// ADDRESS,ADDRESS,… one a rank, or several with + between them. ring and mpi take what MLX's backends take
+// from the environment.
 #include <fmt/format.h>
 #include <mlx/distributed/distributed.h>
 #include <mlx/distributed/ops.h>
@@ -43,9 +44,11 @@ mx::distributed::Group join(int rank, int ranks, const std::filesystem::path& fo
   std::vector<parallel::Endpoint> endpoints;
   std::istringstream list(addresses);
   for (int i = 0; i < ranks; ++i) {
-    std::string address;
-    std::getline(list, address, ',');
-    endpoints.push_back({{address}, port_of(folder / fmt::format("{}.port", i))});
+    std::string of_rank, address;
+    std::getline(list, of_rank, ',');
+    std::vector<std::string> all;
+    for (std::istringstream parts(of_rank); std::getline(parts, address, '+');) all.push_back(address);
+    endpoints.push_back({all, port_of(folder / fmt::format("{}.port", i))});
   }
   return parallel::join_tcp_group(listener, rank, endpoints, "bench");
 }

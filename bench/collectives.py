@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """all_sum of two pinned processes over loopback, ours beside MLX's ring and OpenMPI over TCP, the three in turn; and
-over a link shaped to 1 Gbit/s beside iperf3: build/bench/collectives.json and a table.
+over links shaped to 1 Gbit/s and less beside iperf3: build/bench/collectives.json and a table.
 
-OpenMPI (openmpi-bin; --mpi-library names its libmpi) and, for the shaped link, iperf3, iproute2 and root are used
+OpenMPI (openmpi-bin; --mpi-library names its libmpi) and, for the shaped links, iperf3, iproute2 and root are used
 where they are there; what is missing is said and its rows are left out.
 """
 import argparse
@@ -23,7 +23,12 @@ from report import ROOT, row, write
 PROGRAM = ROOT / "build/release/bench/bench_collectives"
 SIZES = {64: "64 B", 8192: "8 KB", 16384: "16 KB", 1 << 20: "1 MB", 64 << 20: "64 MB"}
 SMALL = (64, 8192, 16384)
-LINK_MBIT = 1000
+LINKS = [  # label, Mbit/s of each link, at least so much of what iperf3 measures over all of them at once
+    ("1 Gbit/s link", [1000], 0.95),
+    ("two links of 1 Gbit/s", [1000, 1000], 0.95),
+    ("links of 1 Gbit/s and 250 Mbit/s", [1000, 250], 0.9),
+    ("links of 250 Mbit/s and 1 Gbit/s", [250, 1000], 0.9),
+]
 TIMEOUT_S = 120
 
 
@@ -76,20 +81,23 @@ def openmpi(cores, sizes, library):
 
 
 @contextlib.contextmanager
-def shaped_link():
-    """Two network namespaces on a veth pair of LINK_MBIT both ways: their names and addresses."""
-    names, addresses = [f"tandem-bench-{os.getpid()}-{i}" for i in (0, 1)], ["10.231.7.1", "10.231.7.2"]
+def shaped_links(rates_mbit):
+    """Two network namespaces joined by a veth pair of each rate, both ways: their names and lists of addresses."""
+    names = [f"tandem-bench-{os.getpid()}-{i}" for i in (0, 1)]
+    addresses = [[f"10.231.{7 + link}.{1 + i}" for link in range(len(rates_mbit))] for i in (0, 1)]
     ip = lambda *words: subprocess.run(["ip", *words], check=True, capture_output=True)
     try:
         for name in names:
             ip("netns", "add", name)
-        ip("link", "add", "veth0", "netns", names[0], "type", "veth", "peer", "name", "veth0", "netns", names[1])
-        for name, address in zip(names, addresses):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", "veth0")
-            ip("-n", name, "link", "set", "veth0", "up")
             ip("-n", name, "link", "set", "lo", "up")
-            subprocess.run(["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "veth0", "root", "tbf", "rate",
-                            f"{LINK_MBIT}mbit", "burst", "256kb", "latency", "50ms"], check=True, capture_output=True)
+        for link, rate in enumerate(rates_mbit):
+            device = f"veth{link}"
+            ip("link", "add", device, "netns", names[0], "type", "veth", "peer", "name", device, "netns", names[1])
+            for name, own in zip(names, addresses):
+                ip("-n", name, "addr", "add", f"{own[link]}/24", "dev", device)
+                ip("-n", name, "link", "set", device, "up")
+                subprocess.run(["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate",
+                                f"{rate}mbit", "burst", "256kb", "latency", "50ms"], check=True, capture_output=True)
         yield names, addresses
     finally:
         for name in names:
@@ -97,45 +105,45 @@ def shaped_link():
 
 
 def iperf3_both_ways(names, addresses):
-    """Mbit/s one way, while as much flows the other way."""
+    """Mbit/s one way over all links at once, while as much flows the other way."""
     inside = [["ip", "netns", "exec", name] for name in names]
-    server = subprocess.Popen([*inside[0], "iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
+    servers = [subprocess.Popen([*inside[0], "iperf3", "-s", "-1", "-B", address], stdout=subprocess.DEVNULL)
+               for address in addresses[0]]
     time.sleep(0.5)
     try:
-        done = subprocess.run([*inside[1], "iperf3", "-c", addresses[0], "--bidir", "-t", "5", "-J"], check=True,
-                              capture_output=True, text=True, timeout=TIMEOUT_S)
+        clients = [subprocess.Popen([*inside[1], "iperf3", "-c", address, "--bidir", "-t", "5", "-J"], text=True,
+                                    stdout=subprocess.PIPE) for address in addresses[0]]
+        ends = [json.loads(client.communicate(timeout=TIMEOUT_S)[0])["end"] for client in clients]
     finally:
-        server.kill()
-        server.wait()
-    sums = json.loads(done.stdout)["end"]
-    return (sums["sum_received"]["bits_per_second"] + sums["sum_received_bidir_reverse"]["bits_per_second"]) / 2e6
+        for process in servers + clients:
+            process.kill()
+            process.wait()
+    return sum(end[way]["bits_per_second"] for end in ends for way in ("sum_received", "sum_received_bidir_reverse")) / 2e6
 
 
-def link_rows(args, command):
-    missing = [tool for tool in ("ip", "tc", "iperf3") if not shutil.which(tool)]
-    if missing or os.geteuid() != 0:
-        print(f"the shaped link is left out: {', '.join(missing) or 'root'} is needed", file=sys.stderr)
-        return []
+def link_rows(args, command, label, rates_mbit, bar):
     size, ours, theirs = 64 << 20, [], []
-    with shaped_link() as (names, addresses):
+    with shaped_links(rates_mbit) as (names, addresses):
         prefixes = [["ip", "netns", "exec", name] for name in names]
         for _ in range(args.link_rounds):
             theirs.append(iperf3_both_ways(names, addresses))
             # Two ranks: each sends all of its elements once.
-            ours.append(size * 8 / tcp(args.cores, [size], prefixes, addresses)[size])
-            print(f"link: {ours[-1]:.0f} Mbit/s, iperf3 {theirs[-1]:.0f}", file=sys.stderr)
+            ours.append(size * 8 / tcp(args.cores, [size], prefixes, ["+".join(own) for own in addresses])[size])
+            print(f"{label}: {ours[-1]:.0f} Mbit/s, iperf3 {theirs[-1]:.0f}", file=sys.stderr)
     share = statistics.median(a / b for a, b in zip(ours, theirs))
-    return [row("64 MB, 1 Gbit/s link, of iperf3 both ways", share, ">= 0.95", "ratio", command),
-            row("64 MB, 1 Gbit/s link", statistics.median(ours), "", "Mbit/s each way", command)]
+    return [row(f"64 MB, {label}, of iperf3 both ways", share, f">= {bar}", "ratio", command),
+            row(f"64 MB, {label}", statistics.median(ours), "", "Mbit/s each way", command)]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cores", type=lambda text: text.split(","), default=["0", "1"], help="one a rank [0,1]")
-    parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns [5]")
-    parser.add_argument("--link-rounds", type=int, default=3, help="of the shaped link [3]")
-    parser.add_argument("--mpi-library", default="libmpi.so.40", help="what MLX loads for mpi [libmpi.so.40]")
-    args = parser.parse_args()
+def all_link_rows(args, command):
+    missing = [tool for tool in ("ip", "tc", "iperf3") if not shutil.which(tool)]
+    if missing or os.geteuid() != 0:
+        print(f"the shaped links are left out: {', '.join(missing) or 'root'} is needed", file=sys.stderr)
+        return []
+    return [one for shape in LINKS for one in link_rows(args, command, *shape)]
+
+
+def loopback_rows(args, command):
     sides = {"tcp": tcp, "ring": ring}
     if shutil.which("mpirun"):
         sides["OpenMPI"] = lambda cores, sizes: openmpi(cores, sizes, args.mpi_library)
@@ -147,7 +155,7 @@ def main():
             for size, us in measure(args.cores, list(SIZES)).items():
                 figures[side, size].append(us)
         print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
-    command, rows = "make bench-collectives", []
+    rows = []
     for size, label in SIZES.items():
         for side in sides:
             rows.append(row(f"all_sum {label}, {side}", statistics.median(figures[side, size]), "", "µs", command))
@@ -155,7 +163,22 @@ def main():
             ratio = statistics.median(a / b for a, b in zip(figures["tcp", size], figures[side, size]))
             bar = ("<= 0.333" if side == "ring" else "<= 0.9") if size in SMALL else "<= 1"
             rows.append(row(f"all_sum {label}, tcp / {side}", ratio, bar, "ratio of time", command))
-    write("collectives", rows + link_rows(args, command))
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cores", type=lambda text: text.split(","), default=["0", "1"], help="one a rank [0,1]")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns [5]")
+    parser.add_argument("--link-rounds", type=int, default=3, help="of each set of shaped links [3]")
+    parser.add_argument("--mpi-library", default="libmpi.so.40", help="what MLX loads for mpi [libmpi.so.40]")
+    parser.add_argument("--only", choices=["loopback", "links"], help="a part of the rows")
+    args = parser.parse_args()
+    command = "make bench-collectives"
+    rows = [] if args.only == "links" else loopback_rows(args, command)
+    if args.only != "loopback":
+        rows += all_link_rows(args, command)
+    write("collectives", rows)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,16 @@ inline constexpr milliseconds step_collective{10'000};   // and in a step; an id
 inline constexpr std::size_t direct_reduce_bytes = 256u
                                                    << 10;  // above it, three ranks and more reduce in parts
 inline constexpr std::size_t reduce_slice_bytes = 256u << 10;  // what a reduction receives of a peer at once
+inline constexpr std::size_t links = 8;                        // between two ranks
+inline constexpr milliseconds further_links{2'000};      // what links beside the first may cost the start
+inline constexpr std::size_t stripe_bytes = 256u << 10;  // smaller messages go over the first link alone
+inline constexpr std::size_t stripe_chunk_bytes = 64u << 10;   // what a link is handed at once
+inline constexpr std::size_t stripe_queue_bytes = 256u << 10;  // of a link, whatever its speed
+inline constexpr milliseconds stripe_queue{10};                // of a link at its speed
+inline constexpr milliseconds stripe_sample{5};   // how long a link is busy for a figure of its speed
+inline constexpr milliseconds stripe_memory{50};  // and for how long the figure counts
+inline constexpr milliseconds stripe_poll{1};     // how soon a link with a full queue is looked at again
+inline constexpr std::size_t stripe_window_bytes = 64u << 20;  // what a reduction receives over striped links
 inline constexpr std::size_t socket_call_bytes = 1u << 30;     // macOS takes no more than 2 GB a call
 inline constexpr int splits_of_a_group = 16;
 inline constexpr std::size_t broadcast_bytes = 64u << 20;

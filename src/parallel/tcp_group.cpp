@@ -40,9 +40,14 @@ char* scratch_of(Scratch purpose, std::size_t bytes) {
 // The members of a mesh that form a group, or a part of one.
 class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_shared_from_this<TcpGroup> {
  public:
-  // `members`: the mesh's ranks in this group's order.
-  TcpGroup(std::shared_ptr<TcpMesh> mesh, std::vector<int> members, std::uint16_t channel, Wire wire)
-      : mesh_(std::move(mesh)), members_(std::move(members)), channel_(channel), wire_(wire) {
+  // `members`: the mesh's ranks in this group's order. `striped`: two ranks of the mesh have several links.
+  TcpGroup(std::shared_ptr<TcpMesh> mesh, std::vector<int> members, std::uint16_t channel, Wire wire,
+           bool striped)
+      : mesh_(std::move(mesh)),
+        members_(std::move(members)),
+        channel_(channel),
+        wire_(wire),
+        striped_(striped) {
     rank_ = static_cast<int>(std::find(members_.begin(), members_.end(), mesh_->rank()) - members_.begin());
   }
 
@@ -81,6 +86,14 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
     std::size_t out_size() const { return widens ? sizeof(float) : mx::size_of(dtype); }
   };
 
+  // What a reduction exchanges at once: little, which stays in the cache; or, on links that are to end
+  // together, so much that the unit they share by is small beside it. The same on all ranks.
+  std::size_t slice_bytes() const {
+    return striped_
+               ? std::max(limits::reduce_slice_bytes, limits::stripe_window_bytes / (members_.size() - 1))
+               : limits::reduce_slice_bytes;
+  }
+
   // One trip of everything to everyone; else two trips of less.
   bool reduces_directly(std::size_t bytes) const {
     return members_.size() == 2 || bytes <= limits::direct_reduce_bytes;
@@ -103,6 +116,7 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
   std::vector<int> members_;
   std::uint16_t channel_;
   Wire wire_;
+  bool striped_;
   int splits_ = 0;
   int rank_ = 0;
 };
@@ -211,7 +225,7 @@ void TcpGroup::reduce_in_parts(const Reduction& reduction, std::span<const char>
 void TcpGroup::reduce_scatter(const Reduction& reduction, const Parts& parts, char* out) {
   std::size_t longest = 0;
   for (const auto& part : parts) longest = std::max(longest, part.size());
-  const std::size_t slice = std::min(longest, limits::reduce_slice_bytes);
+  const std::size_t slice = std::min(longest, slice_bytes());
   char* scratch = scratch_of(Scratch::received, (members_.size() - 1) * slice);
   std::size_t done = 0;
   do {
@@ -236,10 +250,22 @@ void TcpGroup::reduce_slice(const Reduction& reduction, const Parts& parts, char
     sources[i] = scratch;
     scratch += bytes;
   }
-  mesh_->exchange(operation(reduction.kind, reduction.dtype), transfers);
-  const std::size_t count = bytes / mx::size_of(reduction.dtype);
-  if (reduction.widens) return sum_bfloat16(sources, reinterpret_cast<float*>(out), count);
-  reduce(reduction.op, reduction.dtype, sources, out, count);
+  const std::size_t element = mx::size_of(reduction.dtype);
+  std::size_t done = 0;
+  const auto reduce_until = [&](std::size_t end) {
+    const std::size_t count = (end - done) / element;
+    if (reduction.widens) {
+      sum_bfloat16(sources, reinterpret_cast<float*>(out), count);
+    } else {
+      reduce(reduction.op, reduction.dtype, sources, out, count);
+    }
+    for (auto& source : sources) source += count * element;
+    out += count * reduction.out_size();
+    done += count * element;
+  };
+  mesh_->exchange(operation(reduction.kind, reduction.dtype), transfers,
+                  [&](std::size_t moved) { reduce_until(std::min(moved, bytes)); });
+  reduce_until(bytes);
 }
 
 // Puts every rank's bytes into `out` in order of rank.
@@ -272,7 +298,20 @@ std::shared_ptr<mx::distributed::detail::GroupImpl> TcpGroup::split(int color, i
   std::sort(chosen.begin(), chosen.end());
   std::vector<int> members;
   for (const auto& [order, index] : chosen) members.push_back(members_[index]);
-  return std::make_shared<TcpGroup>(mesh_, std::move(members), static_cast<std::uint16_t>(channel), wire_);
+  return std::make_shared<TcpGroup>(mesh_, std::move(members), static_cast<std::uint16_t>(channel), wire_,
+                                    striped_);
+}
+
+// Asks every rank of the mesh.
+bool any_has_several_links(TcpMesh& mesh) {
+  const char own = mesh.most_links() > 1;
+  std::vector<char> all(mesh.size(), own);
+  std::vector<Transfer> transfers;
+  for (int peer = 0; peer < mesh.size(); ++peer) {
+    if (peer != mesh.rank()) transfers.push_back({peer, std::span(&own, 1), std::span(&all[peer], 1)});
+  }
+  mesh.exchange({FrameKind::join}, transfers);
+  return std::find(all.begin(), all.end(), 1) != all.end();
 }
 
 }  // namespace
@@ -281,12 +320,13 @@ mx::distributed::Group join_tcp_group(const TcpListener& listener, int rank,
                                       const std::vector<Endpoint>& endpoints, const std::string& secret,
                                       const TcpOptions& options) {
   const Deadline deadline = std::chrono::steady_clock::now() + options.connect;
-  auto sockets = connect_ranks(listener, rank, endpoints, secret, deadline);
+  auto mesh = std::make_shared<TcpMesh>(rank, connect_ranks(listener, rank, endpoints, secret, deadline),
+                                        options.collective);
   std::vector<int> members(endpoints.size());
   std::iota(members.begin(), members.end(), 0);
-  auto mesh = std::make_shared<TcpMesh>(rank, std::move(sockets), options.collective);
+  const bool striped = any_has_several_links(*mesh);
   return mx::distributed::Group(
-      std::make_shared<TcpGroup>(std::move(mesh), std::move(members), 0, options.wire));
+      std::make_shared<TcpGroup>(std::move(mesh), std::move(members), 0, options.wire, striped));
 }
 
 namespace {
@@ -313,9 +353,9 @@ LinkUse link_use(const mx::distributed::Group& group) {
 }
 
 mx::distributed::Group single_rank_group() {
-  auto mesh = std::make_shared<TcpMesh>(0, std::vector<TcpSocket>(1), limits::collective);
+  auto mesh = std::make_shared<TcpMesh>(0, std::vector<std::vector<TcpSocket>>(1), limits::collective);
   return mx::distributed::Group(
-      std::make_shared<TcpGroup>(std::move(mesh), std::vector<int>{0}, 0, Wire::float32));
+      std::make_shared<TcpGroup>(std::move(mesh), std::vector<int>{0}, 0, Wire::float32, false));
 }
 
 }  // namespace tandem::parallel

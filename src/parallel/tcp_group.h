@@ -1,4 +1,5 @@
-// A distributed::Group of MLX over TCP: a full mesh of connections, every rank to every other.
+// A distributed::Group of MLX over TCP: a full mesh of connections, every rank to every other, one for each
+// cable between their machines (parallel/tcp_links.h).
 //
 // Reductions are summed in rank order, so all ranks hold the same bits. The caller's thread (MLX's CPU
 // stream) moves the data itself with non-blocking sockets; there is no helper thread. Each connection proves
@@ -12,9 +13,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/limits.h"
+#include "parallel/tcp_links.h"
 #include "parallel/tcp_mesh.h"
 
 namespace tandem::parallel {
@@ -30,16 +33,23 @@ struct Endpoint {
 class TcpListener {
  public:
   explicit TcpListener(bool loopback_only);
+  // Takes these for the networks of this machine: where the tests lay cables.
+  explicit TcpListener(std::vector<Network> networks) : TcpListener(std::move(networks), false) {}
   ~TcpListener();
   TcpListener(const TcpListener&) = delete;
   TcpListener& operator=(const TcpListener&) = delete;
 
   const Endpoint& endpoint() const { return endpoint_; }
+  // That further links to a peer are looked for in.
+  const std::vector<Network>& networks() const { return networks_; }
   int descriptor() const { return descriptor_; }
   // Accepts nobody from now on; the port is free.
   void close();
 
  private:
+  TcpListener(std::vector<Network> networks, bool loopback_only);
+
+  std::vector<Network> networks_;
   int descriptor_ = -1;
   Endpoint endpoint_;
 };

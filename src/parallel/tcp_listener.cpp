@@ -1,15 +1,13 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <ifaddrs.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "base/limits.h"
@@ -18,27 +16,10 @@
 namespace tandem::parallel {
 namespace {
 
-// Addresses of the interfaces that are up, loopback last. Link-local IPv6 is left out: it means nothing
-// without the peer's name of the interface.
-std::vector<std::string> own_addresses() {
+// Loopback last.
+std::vector<std::string> addresses_of(const std::vector<Network>& networks) {
   std::vector<std::string> outer, loopback;
-  ifaddrs* list = nullptr;
-  if (::getifaddrs(&list) != 0) return {"127.0.0.1"};
-  for (const ifaddrs* entry = list; entry; entry = entry->ifa_next) {
-    if (!entry->ifa_addr || !(entry->ifa_flags & IFF_UP)) continue;
-    char text[INET6_ADDRSTRLEN] = {};
-    if (entry->ifa_addr->sa_family == AF_INET) {
-      ::inet_ntop(AF_INET, &reinterpret_cast<sockaddr_in*>(entry->ifa_addr)->sin_addr, text, sizeof(text));
-    } else if (entry->ifa_addr->sa_family == AF_INET6) {
-      const auto& address = reinterpret_cast<sockaddr_in6*>(entry->ifa_addr)->sin6_addr;
-      if (IN6_IS_ADDR_LINKLOCAL(&address)) continue;
-      ::inet_ntop(AF_INET6, &address, text, sizeof(text));
-    } else {
-      continue;
-    }
-    (entry->ifa_flags & IFF_LOOPBACK ? loopback : outer).push_back(text);
-  }
-  ::freeifaddrs(list);
+  for (const auto& network : networks) (network.loopback ? loopback : outer).push_back(network.address);
   outer.insert(outer.end(), loopback.begin(), loopback.end());
   return outer;
 }
@@ -76,13 +57,18 @@ int listen_on(int family, bool loopback_only, std::uint16_t& port) {
 
 }  // namespace
 
-TcpListener::TcpListener(bool loopback_only) {
+TcpListener::TcpListener(bool loopback_only)
+    : TcpListener(
+          loopback_only ? std::vector<Network>{{"lo", "127.0.0.1", 8, /*loopback=*/true}} : own_networks(),
+          loopback_only) {}
+
+TcpListener::TcpListener(std::vector<Network> networks, bool loopback_only) : networks_(std::move(networks)) {
   if (!loopback_only) descriptor_ = listen_on(AF_INET6, false, endpoint_.port);
   if (descriptor_ < 0) descriptor_ = listen_on(AF_INET, loopback_only, endpoint_.port);
   if (descriptor_ < 0)
     throw ClusterError(fmt::format("cannot listen on a TCP port: {}", std::strerror(errno)));
   ::fcntl(descriptor_, F_SETFL, O_NONBLOCK);
-  endpoint_.addresses = loopback_only ? std::vector<std::string>{"127.0.0.1"} : own_addresses();
+  endpoint_.addresses = addresses_of(networks_);
 }
 
 TcpListener::~TcpListener() { close(); }

@@ -3,41 +3,19 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "parallel/tcp_flow.h"
+#include "parallel/tcp_frame.h"
 #include "parallel/tcp_socket.h"
 
 namespace tandem::parallel {
-
-enum class FrameKind : std::uint8_t {
-  all_sum = 1,
-  all_max,
-  all_min,
-  all_gather,
-  sum_scatter,
-  message,
-  split
-};
-
-// What a frame belongs to. Both ends must agree on all of it, the frame's number and its bytes, so that ranks
-// that have lost step say so instead of mixing up data.
-struct Operation {
-  FrameKind kind;
-  std::uint8_t element = 0;   // the element type, as its user numbers them
-  std::uint16_t channel = 0;  // keeps the groups that share a mesh apart
-};
-
-// One frame to a peer and one from it; nothing: no frame goes that way. A frame may be empty.
-struct Transfer {
-  int peer = 0;
-  std::optional<std::span<const char>> outgoing;
-  std::optional<std::span<char>> incoming;
-};
 
 // What the collectives have cost so far.
 struct LinkUse {
@@ -48,17 +26,26 @@ struct LinkUse {
 
 class TcpMesh {
  public:
-  // sockets[r] is the connection to rank r; the one at `rank` is empty. `timeout`: of a peer with which
-  // nothing moves.
-  TcpMesh(int rank, std::vector<TcpSocket> sockets, std::chrono::milliseconds timeout);
+  // links[r] are the connections to rank r, in the order that r knows them in, too; none at `rank`.
+  // `timeout`: of a peer with which nothing moves.
+  TcpMesh(int rank, std::vector<std::vector<TcpSocket>> links, std::chrono::milliseconds timeout);
 
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(peers_.size()); }
 
+  // To the peer that has most.
+  std::size_t most_links() const;
+
+  // Called in the exchange: the first so many bytes of every outgoing and incoming message are through.
+  using Progress = std::function<void(std::size_t bytes)>;
+
   // Carries out all transfers at the same time in the caller's thread. Callers in several threads take turns;
   // that two ranks take the same turns is the callers' business. ClusterError names the peer that closed, is
-  // out of step or stalled past the timeout; every later exchange throws the same at once.
-  void exchange(const Operation& operation, std::span<const Transfer> transfers);
+  // out of step or stalled past the timeout, and the address of a link that failed where there are several;
+  // every later exchange throws the same at once. `progress` hears of limits::reduce_slice_bytes or more at
+  // once, not of the end.
+  void exchange(const Operation& operation, std::span<const Transfer> transfers,
+                const Progress& progress = {});
 
   // Throws what broke the mesh, if anything did; waits for nothing.
   void check() const;
@@ -68,14 +55,7 @@ class TcpMesh {
   LinkUse use();
 
  private:
-  struct Peer {
-    TcpSocket socket;
-    std::uint64_t sent_frames = 0;
-    std::uint64_t received_frames = 0;
-  };
-  class Flow;
-
-  void run(std::vector<Flow>& flows) const;
+  void run(std::vector<Flow>& flows, const Progress& progress) const;
   void sleep(const std::vector<Flow>& flows, Deadline now) const;
 
   int rank_;

@@ -1,18 +1,44 @@
 #include "parallel/tcp_socket.h"
 
 #include <fcntl.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <string_view>
+
+#if defined(__linux__)
+#include <linux/sockios.h>
+#endif
 
 namespace tandem::parallel {
 
 using std::chrono::steady_clock;
+
+namespace {
+
+// `ask`: getsockname or getpeername.
+template <typename Ask>
+std::string address_by(Ask ask, int descriptor) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof(address);
+  char text[NI_MAXHOST] = {};
+  if (ask(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+      ::getnameinfo(reinterpret_cast<sockaddr*>(&address), size, text, sizeof(text), nullptr, 0,
+                    NI_NUMERICHOST) != 0) {
+    return "";
+  }
+  const std::string_view mapped = "::ffff:", whole = text;  // IPv4 on a socket of IPv6
+  return std::string(whole.starts_with(mapped) ? whole.substr(mapped.size()) : whole);
+}
+
+}  // namespace
 
 TcpSocket::TcpSocket(int descriptor) : descriptor_(descriptor) {
   if (descriptor < 0) return;
@@ -24,6 +50,21 @@ TcpSocket::TcpSocket(int descriptor) : descriptor_(descriptor) {
 #if defined(SO_NOSIGPIPE)
   ::setsockopt(descriptor, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof(on));
 #endif
+}
+
+std::string TcpSocket::own_address() const { return address_by(::getsockname, descriptor_); }
+
+std::string TcpSocket::peer_address() const { return address_by(::getpeername, descriptor_); }
+
+std::size_t TcpSocket::queued_bytes() const {
+  int bytes = 0;
+#if defined(SO_NWRITE)
+  socklen_t size = sizeof(bytes);
+  ::getsockopt(descriptor_, SOL_SOCKET, SO_NWRITE, &bytes, &size);
+#else
+  ::ioctl(descriptor_, SIOCOUTQ, &bytes);
+#endif
+  return static_cast<std::size_t>(std::max(bytes, 0));
 }
 
 TcpSocket::~TcpSocket() {

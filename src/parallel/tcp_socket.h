@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <string>
 #include <utility>
 
 namespace tandem::parallel {
@@ -32,6 +33,11 @@ class TcpSocket {
 
   int descriptor() const { return descriptor_; }
   explicit operator bool() const { return descriptor_ >= 0; }
+  // Of the two ends, numeric; empty where there is none.
+  std::string own_address() const;
+  std::string peer_address() const;
+  // Taken by send(2), but not yet acknowledged by the other end's kernel.
+  std::size_t queued_bytes() const;
 
   // Messages of a handshake: all of `size` bytes, or false. A handshake's fit any socket buffer.
   bool send_all(const void* bytes, std::size_t size) const;

@@ -1,6 +1,9 @@
 // Ranks as threads of one process, over loopback.
 #pragma once
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <memory>
@@ -23,6 +26,19 @@ class MeetingPoint {
   explicit MeetingPoint(int ranks) {
     for (int i = 0; i < ranks; ++i) {
       listeners_.push_back(std::make_unique<TcpListener>(/*loopback_only=*/true));
+      endpoints.push_back(listeners_.back()->endpoint());
+    }
+  }
+
+  // Cables laid over loopback: cables[c] are the ranks that have an end of cable c, 127.0.(c+1).(rank+1).
+  MeetingPoint(int ranks, const std::vector<std::vector<int>>& cables) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      std::vector<Network> networks;
+      for (std::size_t c = 0; c < cables.size(); ++c) {
+        if (std::find(cables[c].begin(), cables[c].end(), rank) == cables[c].end()) continue;
+        networks.push_back({"cable" + std::to_string(c), fmt::format("127.0.{}.{}", c + 1, rank + 1), 24});
+      }
+      listeners_.push_back(std::make_unique<TcpListener>(networks));
       endpoints.push_back(listeners_.back()->endpoint());
     }
   }

@@ -41,15 +41,18 @@ TcpSocket stranger(const Endpoint& endpoint) {
 }
 
 // The protocol as the header tells it, written a second time.
-std::string hello(std::uint32_t rank, const std::string& nonce) {
-  return "TANDEM01" + std::string(reinterpret_cast<const char*>(&rank), 4) + nonce;
+std::string hello(std::uint32_t rank, const std::string& nonce, std::uint32_t link = 0) {
+  return "TANDEM02" + std::string(reinterpret_cast<const char*>(&rank), 4) +
+         std::string(reinterpret_cast<const char*>(&link), 4) + nonce;
 }
 
 std::string proof(const std::string& secret, char role, const std::string& connecting,
-                  const std::string& accepting, std::uint32_t connecting_rank, std::uint32_t accepting_rank) {
+                  const std::string& accepting, std::uint32_t connecting_rank, std::uint32_t accepting_rank,
+                  std::uint32_t link = 0) {
   std::string message = role + connecting + accepting;
   message.append(reinterpret_cast<const char*>(&connecting_rank), 4);
   message.append(reinterpret_cast<const char*>(&accepting_rank), 4);
+  message.append(reinterpret_cast<const char*>(&link), 4);
   std::array<unsigned char, 32> out{};
   HMAC(EVP_sha256(), secret.data(), static_cast<int>(secret.size()),
        reinterpret_cast<const unsigned char*>(message.data()), message.size(), out.data(), nullptr);
@@ -60,8 +63,8 @@ Deadline soon() { return steady_clock::now() + milliseconds(1500); }
 
 // Says hello as `rank` and then make_proof(accepting nonce, accepting proof); whether it was let in.
 template <typename MakeProof>
-bool let_in(const TcpSocket& socket, int rank, MakeProof make_proof) {
-  const std::string nonce(32, 'n'), greeting = hello(rank, nonce);
+bool let_in(const TcpSocket& socket, int rank, MakeProof make_proof, int link = 0) {
+  const std::string nonce(32, 'n'), greeting = hello(rank, nonce, link);
   std::array<char, 64> challenge{};
   if (!socket.send_all(greeting.data(), greeting.size()) ||
       !socket.receive_all(challenge.data(), challenge.size(), soon())) {
@@ -183,10 +186,9 @@ TEST(TcpHandshake, LetsInWhoProvesTheSecretOnce) {
     EXPECT_EQ(join_error(meeting, 0, "secret", milliseconds(800)), "rank 2 did not connect in time");
   });
   const auto& endpoint = meeting.endpoints[0];
-  const auto prove = [](const char* secret, char role, int connecting_rank) {
-    return [=](const std::string& own, const std::string& accepting, const std::string& theirs) {
-      EXPECT_EQ(theirs, proof("secret", 'A', own, accepting, 1, 0));
-      return proof(secret, role, own, accepting, connecting_rank, 0);
+  const auto prove = [](const char* secret, char role, int connecting_rank, int link = 0) {
+    return [=](const std::string& own, const std::string& accepting, const std::string&) {
+      return proof(secret, role, own, accepting, connecting_rank, 0, link);
     };
   };
   const auto reflect = [](const std::string&, const std::string&, const std::string& theirs) {
@@ -201,7 +203,18 @@ TEST(TcpHandshake, LetsInWhoProvesTheSecretOnce) {
   };
   EXPECT_FALSE(let_in(stranger(endpoint), 3, prove_rank_3)) << "no rank of this group";
   const auto first = stranger(endpoint);
+  EXPECT_FALSE(let_in(stranger(endpoint), 1, prove("secret", 'C', 1, 1), 1)) << "a link before the first";
   EXPECT_TRUE(let_in(first, 1, prove("secret", 'C', 1)));
+  EXPECT_FALSE(let_in(stranger(endpoint), 1, prove("secret", 'C', 1), 1)) << "the proof of another link";
+  EXPECT_FALSE(let_in(stranger(endpoint), 1, prove("secret", 'C', 1, 8), 8))
+      << "more links than there may be";
+  const auto second = stranger(endpoint);
+  EXPECT_TRUE(let_in(second, 1, prove("secret", 'C', 1, 1), 1));
+  const char first_alone = 1;
+  EXPECT_TRUE(first.send_all(&first_alone, 1));
+  char byte = 0;
+  EXPECT_FALSE(second.receive_all(&byte, 1, soon())) << "it does not count, so it is closed";
+  EXPECT_FALSE(let_in(stranger(endpoint), 1, prove("secret", 'C', 1, 2), 2)) << "a link that comes too late";
   EXPECT_FALSE(let_in(stranger(endpoint), 1, prove("secret", 'C', 1))) << "a second of the same rank";
   rank_0.join();
 }
@@ -216,7 +229,7 @@ TEST(TcpHandshake, LeavesAServerThatDoesNotProveTheSecret) {
       if (::poll(&polled, 1, 20) <= 0) continue;
       const TcpSocket socket(::accept(meeting.listener(0).descriptor(), nullptr, nullptr));
       std::array<char, 64> bytes{};
-      if (!socket.receive_all(bytes.data(), 44, soon())) continue;
+      if (!socket.receive_all(bytes.data(), 48, soon())) continue;
       socket.send_all(bytes.data(), 64);
       const char yes = 1;
       if (socket.receive_all(bytes.data(), 32, soon())) socket.send_all(&yes, 1);

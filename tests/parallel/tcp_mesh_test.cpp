@@ -129,10 +129,10 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(TcpMesh, RefusesBytesThatAreNoFrame) {
   int ends[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-  std::vector<TcpSocket> sockets(2);
-  sockets[1] = TcpSocket(ends[0]);
+  std::vector<std::vector<TcpSocket>> links(2);
+  links[1].emplace_back(ends[0]);
   const TcpSocket other(ends[1]);
-  TcpMesh mesh(0, std::move(sockets), milliseconds(1000));
+  TcpMesh mesh(0, std::move(links), milliseconds(1000));
   const std::string garbage(100, 'x');
   ASSERT_TRUE(other.send_all(garbage.data(), garbage.size()));
   try {
@@ -222,16 +222,16 @@ TEST(TcpMesh, APeerThatTakesNothingIsNamed) {
 TEST(TcpMesh, ASlowPeerIsWaitedForWhileSomethingMoves) {
   int ends[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-  std::vector<TcpSocket> sockets(2);
-  sockets[1] = TcpSocket(ends[0]);
+  std::vector<std::vector<TcpSocket>> links(2);
+  links[1].emplace_back(ends[0]);
   const TcpSocket other(ends[1]);
-  TcpMesh mesh(0, std::move(sockets), milliseconds(200));
+  TcpMesh mesh(0, std::move(links), milliseconds(200));
   std::thread echo([&] {
-    std::vector<char> frame(24 + 96);
+    std::vector<char> frame(32 + 96);
     ASSERT_TRUE(other.receive_all(frame.data(), frame.size(), steady_clock::now() + milliseconds(1000)));
     for (int i = 0; i < 4; ++i) {
       std::this_thread::sleep_for(milliseconds(100));
-      ASSERT_TRUE(other.send_all(frame.data() + 30 * i, 30));
+      ASSERT_TRUE(other.send_all(frame.data() + 32 * i, 32));
     }
   });
   const std::vector<char> sent = bytes_from(0, 1, 96);
@@ -245,11 +245,11 @@ TEST(TcpMesh, ASlowPeerIsWaitedForWhileSomethingMoves) {
 TEST(TcpMesh, AHalfClosedConnectionIsAClosedOne) {
   int ends[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-  std::vector<TcpSocket> sockets(2);
-  sockets[1] = TcpSocket(ends[0]);
+  std::vector<std::vector<TcpSocket>> links(2);
+  links[1].emplace_back(ends[0]);
   const TcpSocket other(ends[1]);
-  TcpMesh mesh(0, std::move(sockets), milliseconds(5000));
-  const char half_a_frame[10] = {'T', 'D', 'M', '2'};
+  TcpMesh mesh(0, std::move(links), milliseconds(5000));
+  const char half_a_frame[10] = {'T', 'D', 'M', '3'};
   ASSERT_TRUE(other.send_all(half_a_frame, sizeof(half_a_frame)));
   ASSERT_EQ(::shutdown(other.descriptor(), SHUT_WR), 0);
   try {
