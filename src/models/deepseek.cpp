@@ -1,5 +1,5 @@
-// The shard table of deepseek_v2 and deepseek_v3. A multi-token-prediction layer, which stands after the last
-// one in V3's files, is not asked for.
+// The shard table of deepseek_v2's and deepseek_v3's attention. A multi-token-prediction layer, which stands
+// after the last one in V3's files, is not asked for.
 #include <fmt/format.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
@@ -19,8 +19,6 @@ using parallel::Reduce;
 const std::vector<TableRow>& shard_table() {
   static const std::vector<TableRow> table{
       // clang-format off
-    {{"model.embed_tokens.weight",                          {Dim::vocabulary, Dim::hidden},  0, Reduce::sum, {}}},
-    {{"model.layers.*.input_layernorm.weight",              {Dim::hidden},                  -1, Reduce::none, {}}},
     {{"model.layers.*.self_attn.q_proj.weight",             {Dim::query, Dim::hidden},       0, Reduce::none, {}}, &ModelConfig::whole_query},
     {{"model.layers.*.self_attn.q_a_proj.weight",           {Dim::query_latent, Dim::hidden}, -1, Reduce::none, {}}, &ModelConfig::compressed_query},
     {{"model.layers.*.self_attn.q_a_proj.bias",             {Dim::query_latent},            -1, Reduce::none, {}}, &ModelConfig::compressed_query_bias},
@@ -31,9 +29,6 @@ const std::vector<TableRow>& shard_table() {
     {{"model.layers.*.self_attn.kv_a_layernorm.weight",     {Dim::latent},                  -1, Reduce::none, {}}},
     {{"model.layers.*.self_attn.o_proj.weight",             {Dim::hidden, Dim::value},       1, Reduce::sum, {}}},
     {{"model.layers.*.self_attn.o_proj.bias",               {Dim::hidden},                  -1, Reduce::none, {}}, &ModelConfig::output_bias},
-    {{"model.layers.*.post_attention_layernorm.weight",     {Dim::hidden},                  -1, Reduce::none, {}}},
-    {{"model.norm.weight",                                  {Dim::hidden},                  -1, Reduce::none, {}}},
-    {{"lm_head.weight",                                     {Dim::vocabulary, Dim::hidden},  0, Reduce::gather, {}}, &ModelConfig::separate_output},
       // clang-format on
   };
   return table;
@@ -89,14 +84,13 @@ std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config,
                                                      const weights::Source& source) {
   auto rules = rows_of(shard_table(), config);
   const bool by_head = source.has("model.layers.0.self_attn.embed_q.weight");
-  for (const auto& more :
-       {rows_of(by_head ? up_by_head_table() : one_up_table(), config), feed_forward_shard_rules(config)})
-    rules.insert(rules.end(), more.begin(), more.end());
+  for (auto& rule : rows_of(by_head ? up_by_head_table() : one_up_table(), config))
+    rules.push_back(std::move(rule));
   return rules;
 }
 
-LatentAttention take_latent_attention(const ModelConfig& config, const parallel::Shard&,
-                                      const weights::ShardedWeights& weights, int layer) {
+LatentAttention take_latent_attention(const ModelConfig& config, const weights::ShardedWeights& weights,
+                                      int layer) {
   const std::string prefix = fmt::format("model.layers.{}.self_attn.", layer);
   const auto take = [&](const char* name) { return take_linear(weights, prefix + name); };
   const auto& sizes = config.sizes;

@@ -9,13 +9,45 @@
 namespace tandem::models {
 namespace {
 
+using parallel::Dim;
+using parallel::Reduce;
+
+// What every family has around attention and feed-forward.
+const std::vector<TableRow>& common_table() {
+  static const std::vector<TableRow> table{
+      // clang-format off
+    {{"model.embed_tokens.weight",                   {Dim::vocabulary, Dim::hidden}, 0, Reduce::sum, {}}},
+    {{"model.layers.*.input_layernorm.weight",       {Dim::hidden},                 -1, Reduce::none, {}}},
+    {{"model.layers.*.post_attention_layernorm.weight", {Dim::hidden},              -1, Reduce::none, {}}},
+    {{"model.norm.weight",                           {Dim::hidden},                 -1, Reduce::none, {}}},
+    {{"lm_head.weight",                              {Dim::vocabulary, Dim::hidden}, 0, Reduce::gather, {}}, &ModelConfig::separate_output},
+      // clang-format on
+  };
+  return table;
+}
+
+// Of the layers that are dense.
+const std::vector<TableRow>& feed_forward_table() {
+  static const std::vector<TableRow> table{
+      // clang-format off
+    {{"model.layers.*.mlp.gate_proj.weight",         {Dim::ffn, Dim::hidden},        0, Reduce::none, {}}},
+    {{"model.layers.*.mlp.up_proj.weight",           {Dim::ffn, Dim::hidden},        0, Reduce::none, {}}},
+    {{"model.layers.*.mlp.down_proj.weight",         {Dim::hidden, Dim::ffn},        1, Reduce::sum, {}}},
+    {{"model.layers.*.mlp.gate_proj.bias",           {Dim::ffn},                     0, Reduce::none, {}}, &ModelConfig::mlp_bias},
+    {{"model.layers.*.mlp.up_proj.bias",             {Dim::ffn},                     0, Reduce::none, {}}, &ModelConfig::mlp_bias},
+    {{"model.layers.*.mlp.down_proj.bias",           {Dim::hidden},                 -1, Reduce::none, {}}, &ModelConfig::mlp_bias},
+      // clang-format on
+  };
+  return table;
+}
+
 bool is_deepseek(const ModelConfig& config) { return config.sizes.latent > 0; }
 
 DecoderLayer take_layer(const ModelConfig& config, const parallel::Shard& shard,
                         const weights::ShardedWeights& weights, int layer) {
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   const auto attention = [&]() -> decltype(DecoderLayer::attention) {
-    if (is_deepseek(config)) return take_latent_attention(config, shard, weights, layer);
+    if (is_deepseek(config)) return take_latent_attention(config, weights, layer);
     return take_grouped_attention(config, shard, weights, layer);
   };
   const auto ffn = [&]() -> decltype(DecoderLayer::ffn) {
@@ -40,8 +72,17 @@ std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, cons
 }
 
 std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source) {
-  auto rules = is_deepseek(config) ? deepseek_shard_rules(config, source) : llama_shard_rules(config);
-  for (auto& rule : mixture_shard_rules(config, source)) rules.push_back(std::move(rule));
+  auto rules = rows_of(common_table(), config);
+  const auto add = [&](const std::vector<weights::ShardRule>& more) {
+    rules.insert(rules.end(), more.begin(), more.end());
+  };
+  add(is_deepseek(config) ? deepseek_shard_rules(config, source) : llama_shard_rules(config));
+  if (!config.dense_layers.empty()) {
+    auto dense = rows_of(feed_forward_table(), config);
+    for (auto& rule : dense) rule.layers = config.dense_layers;
+    add(dense);
+  }
+  add(mixture_shard_rules(config, source));
   return rules;
 }
 

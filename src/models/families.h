@@ -28,7 +28,6 @@ Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
 // llama.cpp: llama (DeepSeek-LLM included), mistral, qwen2, qwen3, which differ in biases, norms of queries
 // and keys, windows and tied embeddings alone; and what qwen3_moe shares with them.
 std::vector<weights::ShardRule> llama_shard_rules(const ModelConfig& config);
-std::vector<weights::ShardRule> feed_forward_shard_rules(const ModelConfig& config);  // of any dense layer
 GroupedAttention take_grouped_attention(const ModelConfig& config, const parallel::Shard& shard,
                                         const weights::ShardedWeights& weights, int layer);
 
@@ -36,8 +35,8 @@ GroupedAttention take_grouped_attention(const ModelConfig& config, const paralle
 // files have them.
 std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config,
                                                      const weights::Source& source);
-LatentAttention take_latent_attention(const ModelConfig& config, const parallel::Shard& shard,
-                                      const weights::ShardedWeights& weights, int layer);
+LatentAttention take_latent_attention(const ModelConfig& config, const weights::ShardedWeights& weights,
+                                      int layer);
 
 // mixture.cpp: the experts of every family that has some.
 std::vector<weights::ShardRule> mixture_shard_rules(const ModelConfig& config, const weights::Source& source);

@@ -13,10 +13,13 @@ using weights::StoredMatrix;
 
 bool on_cpu() { return mx::default_device() == mx::Device::cpu; }
 
+std::optional<kernels::Affine> affine_of(const StoredMatrix& stored) {
+  if (!stored.scales) return std::nullopt;
+  return kernels::Affine{*stored.scales, *stored.biases, stored.quantisation.group, stored.quantisation.bits};
+}
+
 kernels::Matrix matrix_from(const StoredMatrix& stored) {
-  kernels::Matrix matrix{stored.weight, std::nullopt, nullptr};
-  if (stored.scales)
-    matrix.affine = {*stored.scales, *stored.biases, stored.quantisation.group, stored.quantisation.bits};
+  const kernels::Matrix matrix{stored.weight, affine_of(stored), nullptr};
   return on_cpu() ? kernels::pack(matrix) : matrix;
 }
 
@@ -53,9 +56,7 @@ kernels::Matrix take_float32(const ShardedWeights& weights, const std::string& n
 }
 
 kernels::Experts experts_from(const StoredMatrix& stack) {
-  kernels::Experts experts{stack.weight, std::nullopt, {}};
-  if (stack.scales)
-    experts.affine = {*stack.scales, *stack.biases, stack.quantisation.group, stack.quantisation.bits};
+  const kernels::Experts experts{stack.weight, affine_of(stack), {}};
   return on_cpu() ? kernels::pack(experts) : experts;
 }
 
