@@ -21,6 +21,7 @@
 #include "engine/step.h"
 #include "hardware/cores.h"
 #include "hardware/machine.h"
+#include "kernels/cuda_kernel.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
 #include "models/families.h"
@@ -95,6 +96,7 @@ class ControlChannel {
 };
 
 mx::Device choose_device(const std::string& name) {
+  kernels::use_large_cuda_graphs();
   const bool gpu = mx::is_available(mx::Device::gpu);
   if (name == "gpu" && !gpu) {
     throw InputError("--device gpu: MLX finds no GPU on this machine; use --device cpu");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numbers>
 #include <stdexcept>
 #include <unordered_set>
 #include <vector>
@@ -42,12 +43,18 @@ bool comes_first(const Candidate& a, const Candidate& b) {
   return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
 }
 
+// A token that is 2^53 times less likely than the likeliest is less than the last bit of uniform_noise(): it
+// is never drawn, and most of a vocabulary need not be sorted.
+constexpr double negligible = 53 * std::numbers::ln2;  // of weights
+
 // The tokens that top-k, top-p and min-p leave, most likely first, with probabilities that need not add up
 // to 1.
 std::vector<Candidate> candidates(std::span<const float> logits, const Sampling& s) {
-  std::vector<Candidate> all(logits.size());
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    all[i] = {static_cast<int>(i), static_cast<double>(logits[i]) / s.temperature};
+  const double highest = static_cast<double>(*std::max_element(logits.begin(), logits.end())) / s.temperature;
+  std::vector<Candidate> all;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const double weight = static_cast<double>(logits[i]) / s.temperature;
+    if (weight >= highest - negligible) all.push_back({static_cast<int>(i), weight});
   }
   if (s.top_k > 0 && static_cast<std::size_t>(s.top_k) < all.size()) {
     std::partial_sort(all.begin(), all.begin() + s.top_k, all.end(), comes_first);
@@ -55,7 +62,6 @@ std::vector<Candidate> candidates(std::span<const float> logits, const Sampling&
   } else {
     std::sort(all.begin(), all.end(), comes_first);
   }
-  const double highest = all.front().weight;
   double sum = 0;
   for (auto& candidate : all) {
     // A penalty can make logits infinite; infinity less itself would be no number.

@@ -10,26 +10,35 @@ namespace mx = mlx::core;
 
 constexpr int growth = 256;  // positions
 
-// Rows [first, end) of [T, heads * D] as [heads, T, D].
+// Every operation costs a host's time that a GPU waits for when it answers one request, so there are as few
+// as can be.
+
+// Rows [first, end) of [T, heads * D] as [1, heads, T, D].
 mx::array to_heads(const mx::array& x, int first, int end, int heads, mx::Stream s) {
   const int dim = x.shape(1) / heads;
   const mx::array rows = mx::slice(x, {first, 0}, {end, x.shape(1)}, s);
-  return mx::transpose(mx::reshape(rows, {end - first, heads, dim}, s), {1, 0, 2}, s);
+  if (end - first == 1) return mx::reshape(rows, {1, heads, 1, dim}, s);
+  return mx::swapaxes(mx::reshape(rows, {1, end - first, heads, dim}, s), 1, 2, s);
 }
 
-// Appends `update` [heads, T, D] after the first `length` positions and gives all of them.
+// [1, heads, T, D] as [T, heads * D].
+mx::array to_rows(const mx::array& x, int width, mx::Stream s) {
+  return mx::reshape(x.shape(2) == 1 ? x : mx::swapaxes(x, 1, 2, s), {x.shape(2), width}, s);
+}
+
+// Appends `update` [1, heads, T, D] after the first `length` positions and gives all of them.
 mx::array append(std::optional<mx::array>& held, int length, const mx::array& update, mx::Stream s) {
-  const int heads = update.shape(0), end = length + update.shape(1), dim = update.shape(2);
-  const int capacity = held ? held->shape(1) : 0;
+  const int heads = update.shape(1), end = length + update.shape(2), dim = update.shape(3);
+  const int capacity = held ? held->shape(2) : 0;
   if (end > capacity) {
     const int grown = (end + growth - 1) / growth * growth;
-    const mx::array room = mx::zeros({heads, grown - capacity, dim}, update.dtype(), s);
-    held = held ? mx::concatenate({*held, room}, 1, s) : room;
+    const mx::array room = mx::zeros({1, heads, grown - capacity, dim}, update.dtype(), s);
+    held = held ? mx::concatenate({*held, room}, 2, s) : room;
   }
   // Moved in, so that MLX may write into the buffer in place.
-  held = mx::slice_update(std::exchange(held, std::nullopt).value(), update, mx::Shape{0, length, 0},
-                          mx::Shape{heads, end, dim}, s);
-  return mx::slice(*held, {0, 0, 0}, {heads, end, dim}, s);
+  held = mx::slice_update(std::exchange(held, std::nullopt).value(), update, mx::Shape{0, 0, length, 0},
+                          mx::Shape{1, heads, end, dim}, s);
+  return mx::slice(*held, {0, 0, 0, 0}, {1, heads, end, dim}, s);
 }
 
 // Whether query head h reads key/value head h / (Hq / Hkv), as MLX's grouped attention takes it.
@@ -69,21 +78,20 @@ mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::arr
       if (!in_keys) values = append(sequence.held->values, start, values, s);
       sequence.held->length += sequence.tokens;
     }
-    if (in_keys) values = mx::slice(keys, {0, 0, 0}, {keys.shape(0), keys.shape(1), heads.value_dim}, s);
+    if (in_keys)
+      values = mx::slice(keys, {0, 0, 0, 0}, {1, keys.shape(1), keys.shape(2), heads.value_dim}, s);
     if (!is_even(heads)) {
       const mx::array index(heads.kv_of_query.begin(), {query_heads});
-      keys = mx::take(keys, index, 0, s);
-      values = mx::take(values, index, 0, s);
+      keys = mx::take(keys, index, 1, s);
+      values = mx::take(values, index, 1, s);
     }
     const bool slides = heads.window > 0 && start + sequence.tokens > heads.window;
     const auto mask =
         slides ? std::optional(window_mask(start, sequence.tokens, heads.window, s)) : std::nullopt;
     const mx::array y = mx::fast::scaled_dot_product_attention(
-        mx::expand_dims(to_heads(q, first, end, query_heads, s), 0, s), mx::expand_dims(keys, 0, s),
-        mx::expand_dims(values, 0, s), heads.scale, slides ? "array" : (sequence.tokens > 1 ? "causal" : ""),
-        mask, std::nullopt, false, s);
-    results.push_back(
-        mx::reshape(mx::transpose(mx::squeeze(y, 0, s), {1, 0, 2}, s), {sequence.tokens, width}, s));
+        to_heads(q, first, end, query_heads, s), keys, values, heads.scale,
+        slides ? "array" : (sequence.tokens > 1 ? "causal" : ""), mask, std::nullopt, false, s);
+    results.push_back(to_rows(y, width, s));
     first = end;
   }
   return results.size() == 1 ? results.front() : mx::concatenate(results, 0, s);

@@ -6,6 +6,8 @@
 #include <stdexcept>
 
 #include "kernels/cpu_primitive.h"
+#include "kernels/cuda_kernel.h"
+#include "kernels/cuda_products.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
 
@@ -155,9 +157,21 @@ mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::
                         ids, true, a.group, a.bits, "affine", std::nullopt, false, s);
 }
 
+Experts dequantised(const Experts& e, mx::Stream s) {
+  const Affine& a = *e.affine;
+  Experts dense;
+  dense.weight =
+      mx::dequantize(*e.weight, a.scales, a.biases, a.group, a.bits, "affine", std::nullopt, std::nullopt, s);
+  return dense;
+}
+
 // x [T, in] or [T, k, in]. Where an expert has several rows they are brought side by side, so that caches
 // serve them.
 mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
+  if (is_cuda(s)) {
+    if (auto y = gather_on_cuda(x, e, ids, s)) return *y;
+    if (e.affine) return gather_by_mlx(x, dequantised(e, s), ids, s);
+  }
   constexpr int pairs_worth_sorting = 64;
   const int pairs = static_cast<int>(ids.size()), choices = ids.shape(1);
   if (pairs < pairs_worth_sorting) {
@@ -303,12 +317,14 @@ mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrD
   }
   const mx::array by_head =
       mx::swapaxes(mx::reshape(x, {rows, count, heads.in()}, stream), 0, 1, stream);  // [H, T, in]
-  const auto& a = heads.affine;
+  const bool as_dense = heads.affine && is_cuda(stream);
+  const Experts& read = as_dense ? dequantised(heads, stream) : heads;
+  const auto& a = read.affine;
   const mx::array y =
-      a ? mx::quantized_matmul(mx::astype(by_head, a->scales.dtype(), stream), *heads.weight, a->scales,
+      a ? mx::quantized_matmul(mx::astype(by_head, a->scales.dtype(), stream), *read.weight, a->scales,
                                a->biases, true, a->group, a->bits, "affine", stream)
-        : mx::matmul(mx::astype(by_head, heads.weight->dtype(), stream),
-                     mx::swapaxes(*heads.weight, 1, 2, stream), stream);
+        : mx::matmul(mx::astype(by_head, read.weight->dtype(), stream),
+                     mx::swapaxes(*read.weight, 1, 2, stream), stream);
   return mx::reshape(mx::swapaxes(y, 0, 1, stream), {rows, out}, stream);
 }
 

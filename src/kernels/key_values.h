@@ -56,7 +56,7 @@ class KeyValuePanels {
 struct KeyValues {
   int length = 0;                                // positions
   std::shared_ptr<KeyValuePanels> panels;        // on a CPU
-  std::optional<mlx::core::array> keys, values;  // on a GPU: [Hkv, capacity, D]
+  std::optional<mlx::core::array> keys, values;  // on a GPU: [1, Hkv, capacity, D]
 
   std::size_t bytes() const;
 };

@@ -8,6 +8,8 @@
 #include <string>
 
 #include "kernels/cpu_primitive.h"
+#include "kernels/cuda_kernel.h"
+#include "kernels/cuda_products.h"
 #include "kernels/products.h"
 
 namespace tandem::kernels {
@@ -113,14 +115,44 @@ class Linear : public CpuPrimitive {
 mx::array linear_by_mlx(const mx::array& x, const Matrix& m, mx::Stream s) {
   if (!m.affine) return mx::matmul(mx::astype(x, m.weight->dtype(), s), mx::transpose(*m.weight, s), s);
   const Affine& a = *m.affine;
+  if (is_cuda(s)) {
+    if (auto y = linear_on_cuda(x, m, s)) return *y;
+    const mx::array whole = mx::dequantize(*m.weight, a.scales, a.biases, a.group, a.bits, "affine",
+                                           std::nullopt, std::nullopt, s);
+    return mx::matmul(mx::astype(x, a.scales.dtype(), s), mx::transpose(whole, s), s);
+  }
   return mx::quantized_matmul(mx::astype(x, a.scales.dtype(), s), *m.weight, a.scales, a.biases, true,
                               a.group, a.bits, "affine", s);
+}
+
+// Whether they are all of one matrix's rows, in their order.
+bool are_joined(const std::vector<Matrix>& matrices) {
+  int rows = 0;
+  for (const auto& matrix : matrices) {
+    if (!matrix.whole || matrix.whole != matrices.front().whole || matrix.first_row != rows) return false;
+    rows += matrix.out();
+  }
+  return rows == matrices.front().whole->out();
+}
+
+std::vector<mx::array> linear_of_joined(const mx::array& x, const std::vector<Matrix>& matrices,
+                                        mx::Stream s) {
+  const mx::array y = linear_by_mlx(x, *matrices.front().whole, s);
+  mx::Shape begin(y.ndim(), 0), end = y.shape();
+  std::vector<mx::array> results;
+  for (const auto& matrix : matrices) {
+    begin.back() = matrix.first_row;
+    end.back() = matrix.first_row + matrix.out();
+    results.push_back(mx::slice(y, begin, end, s));
+  }
+  return results;
 }
 
 }  // namespace
 
 std::vector<mx::array> linear(const mx::array& x, const std::vector<Matrix>& matrices, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  if (stream.device == mx::Device::gpu && are_joined(matrices)) return linear_of_joined(x, matrices, stream);
   std::vector<mx::array> inputs, results;
   std::vector<mx::Shape> shapes;
   std::vector<std::shared_ptr<const PackedMatrix>> packed;

@@ -214,6 +214,46 @@ Matrix pack(const Matrix& matrix) {
   return {std::nullopt, std::nullopt, std::move(packed)};
 }
 
+void join(const std::vector<Matrix*>& matrices) {
+  const Matrix& front = *matrices.front();
+  std::vector<mx::array> weights, scales, biases;
+  for (const Matrix* m : matrices) {
+    const bool alike =
+        m->weight && m->weight->dtype() == front.weight->dtype() && m->in() == front.in() &&
+        m->affine.has_value() == front.affine.has_value() &&
+        (!m->affine || (m->affine->group == front.affine->group && m->affine->bits == front.affine->bits &&
+                        m->affine->scales.dtype() == front.affine->scales.dtype()));
+    if (!alike) return;
+    weights.push_back(*m->weight);
+    if (!m->affine) continue;
+    scales.push_back(m->affine->scales);
+    biases.push_back(m->affine->biases);
+  }
+  auto whole = std::make_shared<Matrix>(Matrix{mx::concatenate(weights, 0), std::nullopt, nullptr});
+  mx::eval(*whole->weight);
+  if (front.affine) {
+    whole->affine = {mx::concatenate(scales, 0), mx::concatenate(biases, 0), front.affine->group,
+                     front.affine->bits};
+    mx::eval(whole->affine->scales, whole->affine->biases);
+  }
+  int first = 0;
+  for (Matrix* m : matrices) {
+    const int end = first + m->out();
+    const auto part = [&](const mx::array& all) {
+      mx::array view = mx::slice(all, {first, 0}, {end, all.shape(1)});
+      mx::eval(view);
+      return view;
+    };
+    if (m->affine)
+      m->affine = {part(whole->affine->scales), part(whole->affine->biases), m->affine->group,
+                   m->affine->bits};
+    m->weight = part(*whole->weight);
+    m->whole = whole;
+    m->first_row = first;
+    first = end;
+  }
+}
+
 mx::array rows(const Matrix& matrix, const mx::array& ids, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   if (matrix.packed) {

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "kernels/panels.h"
 
@@ -42,6 +43,9 @@ struct Matrix {
   std::optional<mlx::core::array> weight;  // [out, in], or [out, in * bits / 32] uint32; none once packed
   std::optional<Affine> affine;
   std::shared_ptr<const PackedMatrix> packed;
+  // Where join() made it a part of a larger one: that, whose rows from `first_row` on these are.
+  std::shared_ptr<const Matrix> whole = nullptr;
+  int first_row = 0;
 
   int out() const;
   int in() const;
@@ -53,6 +57,11 @@ Format dense_format(mlx::core::Dtype dtype);
 
 // The same matrix in panels. Reads the arrays now, and only them: what the caller then frees is freed.
 Matrix pack(const Matrix& matrix);
+
+// For a GPU: matrices that are multiplied with the same x become parts of one, so that linear() of them all
+// is a single product. They stay as they are where they differ in kind. `matrices` then share the memory of
+// the one.
+void join(const std::vector<Matrix*>& matrices);
 
 // Row-major [out, in] memory of a dense `format` into panel `index`.
 void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index, std::byte* panel);

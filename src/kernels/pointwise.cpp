@@ -1,11 +1,13 @@
 #include "kernels/pointwise.h"
 
+#include <mlx/compile.h>
 #include <mlx/fast.h>
 #include <mlx/ops.h>
 
 #include <algorithm>
 
 #include "kernels/cpu_primitive.h"
+#include "kernels/cuda_pointwise.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
 
@@ -283,6 +285,7 @@ SumAndNorm add_rms_norm(const mx::array& x, const mx::array& added, const mx::ar
                         mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   std::vector<mx::array> outputs;
+  if (auto both = add_rms_norm_on_cuda(x, added, weight, eps, stream)) return *both;
   if (stream.device == mx::Device::gpu) {
     outputs = rms_norm_by_mlx({weight, x, added}, eps, stream);
   } else {
@@ -302,7 +305,14 @@ mx::array add(const mx::array& x, const mx::array& bias, mx::StreamOrDevice s) {
 
 mx::array silu_multiply(const mx::array& gate, const mx::array& up, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
-  if (stream.device == mx::Device::gpu) return silu_multiply_by_mlx(gate, up, stream);
+  if (stream.device == mx::Device::gpu) {
+    static const auto one_pass = mx::compile(
+        [](const std::vector<mx::array>& in) {
+          return std::vector{silu_multiply_by_mlx(in[0], in[1], mx::default_stream(mx::Device::gpu))};
+        },
+        /*shapeless=*/true);
+    return one_pass({gate, up}).front();
+  }
   return mx::array(gate.shape(), mx::float32, std::make_shared<SiluMultiply>(stream),
                    {as_float_rows(gate, stream), as_float_rows(up, stream)});
 }

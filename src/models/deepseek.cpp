@@ -109,6 +109,7 @@ LatentAttention take_latent_attention(const ModelConfig& config, const weights::
     w.query_down = take("q_a_proj");
     w.query_norm = take_vector(weights, prefix + "q_a_layernorm.weight");
   }
+  join({&w.latent, w.query_down ? &*w.query_down : &w.query});
   if (weights.has(prefix + "embed_q.weight")) {
     w.key_up = take_stack(weights, prefix + "embed_q");
     w.value_up = take_stack(weights, prefix + "unembed_out");

@@ -54,8 +54,7 @@ DecoderLayer take_layer(const ModelConfig& config, const parallel::Shard& shard,
     const auto& sparse = config.expert_layers;
     if (std::find(sparse.begin(), sparse.end(), layer) != sparse.end())
       return take_mixture(config, shard, weights, layer);
-    const auto take = [&](const char* name) { return take_linear(weights, prefix + "mlp." + name); };
-    return FeedForward{take("gate_proj"), take("up_proj"), take("down_proj")};
+    return take_feed_forward(weights, prefix + "mlp.");
   };
   return {take_vector(weights, prefix + "input_layernorm.weight"), attention(),
           take_vector(weights, prefix + "post_attention_layernorm.weight"), ffn()};
@@ -69,6 +68,13 @@ std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, cons
     if (!row.when || config.*row.when) rules.push_back(row.rule);
   }
   return rules;
+}
+
+FeedForward take_feed_forward(const weights::ShardedWeights& weights, const std::string& prefix) {
+  const auto take = [&](const char* name) { return take_linear(weights, prefix + name); };
+  FeedForward w{take("gate_proj"), take("up_proj"), take("down_proj")};
+  join({&w.gate, &w.up});
+  return w;
 }
 
 std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source) {

@@ -38,6 +38,9 @@ std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config,
 LatentAttention take_latent_attention(const ModelConfig& config, const weights::ShardedWeights& weights,
                                       int layer);
 
+// PREFIX then gate_proj, up_proj, down_proj.
+FeedForward take_feed_forward(const weights::ShardedWeights& weights, const std::string& prefix);
+
 // mixture.cpp: the experts of every family that has some.
 std::vector<weights::ShardRule> mixture_shard_rules(const ModelConfig& config, const weights::Source& source);
 Mixture take_mixture(const ModelConfig& config, const parallel::Shard& shard,

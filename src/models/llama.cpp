@@ -45,16 +45,18 @@ GroupedAttention take_grouped_attention(const ModelConfig& config, const paralle
     const std::string full = prefix + name + ".weight";
     return weights.has(full) ? std::optional(take_vector(weights, full)) : std::nullopt;
   };
-  return {.query = take("q_proj"),
-          .key = take("k_proj"),
-          .value = take("v_proj"),
-          .output = take("o_proj"),
-          .query_norm = norm("q_norm"),
-          .key_norm = norm("k_norm"),
-          .kv_of_query = shard.kv_of_query(),
-          .head_dim = config.sizes.head_dim,
-          .scale = config.attention_scale,
-          .window = config.windows[layer]};
+  GroupedAttention w{.query = take("q_proj"),
+                     .key = take("k_proj"),
+                     .value = take("v_proj"),
+                     .output = take("o_proj"),
+                     .query_norm = norm("q_norm"),
+                     .key_norm = norm("k_norm"),
+                     .kv_of_query = shard.kv_of_query(),
+                     .head_dim = config.sizes.head_dim,
+                     .scale = config.attention_scale,
+                     .window = config.windows[layer]};
+  join({&w.query, &w.key, &w.value});
+  return w;
 }
 
 }  // namespace tandem::models

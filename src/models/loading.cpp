@@ -49,6 +49,13 @@ ShardedLinear take_linear(const ShardedWeights& weights, const std::string& name
   return linear;
 }
 
+void join(const std::vector<ShardedLinear*>& matrices) {
+  if (on_cpu()) return;
+  std::vector<kernels::Matrix*> weights;
+  for (auto* matrix : matrices) weights.push_back(&matrix->weight);
+  kernels::join(weights);
+}
+
 kernels::Matrix take_float32(const ShardedWeights& weights, const std::string& name) {
   mx::array whole = mx::astype(dense(weights.take_matrix(name + ".weight")), mx::float32, mx::Device::cpu);
   whole.eval();

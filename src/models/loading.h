@@ -15,6 +15,9 @@ mlx::core::array take_vector(const weights::ShardedWeights& weights, const std::
 // NAME.weight with NAME.bias, if there is one, and the reduction that its row in the shard table names.
 ShardedLinear take_linear(const weights::ShardedWeights& weights, const std::string& name);
 
+// On a GPU: products that are made of the same rows become one (kernels::join).
+void join(const std::vector<ShardedLinear*>& matrices);
+
 // NAME.weight in float32, whatever it was: a router, which must choose as it was trained to.
 kernels::Matrix take_float32(const weights::ShardedWeights& weights, const std::string& name);
 

@@ -93,12 +93,7 @@ Mixture take_mixture(const ModelConfig& config, const parallel::Shard& shard,
   w.routing.first_held = shard.experts.begin;
   w.routing.end_held = shard.experts.end;
   if (config.router_bias) w.router_bias = take_vector(weights, prefix + "gate.e_score_correction_bias");
-  if (config.sizes.shared_ffn > 0) {
-    const auto take = [&](const char* name) {
-      return take_linear(weights, prefix + "shared_experts." + name);
-    };
-    w.shared = FeedForward{take("gate_proj"), take("up_proj"), take("down_proj")};
-  }
+  if (config.sizes.shared_ffn > 0) w.shared = take_feed_forward(weights, prefix + "shared_experts.");
   return w;
 }
 

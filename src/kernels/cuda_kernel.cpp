@@ -1,0 +1,73 @@
+#include "kernels/cuda_kernel.h"
+
+#include <mlx/backend/cuda/cuda.h>
+#include <stdlib.h>
+
+namespace tandem::kernels {
+
+namespace mx = mlx::core;
+
+const char* const cuda_header = R"(
+namespace tandem {
+
+template <int bytes> struct Words;
+template <> struct Words<2> { using Type = unsigned short; };
+template <> struct Words<4> { using Type = unsigned int; };
+template <> struct Words<8> { using Type = uint2; };
+template <> struct Words<16> { using Type = uint4; };
+
+// count elements of a type, by one load.
+template <typename T, int count>
+struct alignas(sizeof(T) * count) Vector {
+  T at[count];
+  static __device__ __forceinline__ Vector load(const T* from) {
+    using Word = typename Words<sizeof(T) * count>::Type;
+    Word word = __ldg(reinterpret_cast<const Word*>(from));
+    return *reinterpret_cast<Vector*>(&word);
+  }
+};
+
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+
+__device__ __forceinline__ float sum_of_warp(float x) {
+  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
+  return x;
+}
+
+}  // namespace tandem
+)";
+
+bool is_cuda(mx::Stream s) {
+  static const bool available = mx::cu::is_available();
+  return available && s.device == mx::Device::gpu;
+}
+
+void use_large_cuda_graphs() {
+  ::setenv("MLX_MAX_OPS_PER_BUFFER", "40", /*overwrite=*/0);
+  ::setenv("MLX_MAX_MB_PER_BUFFER", "100000", /*overwrite=*/0);
+}
+
+bool is_half(mx::Dtype dtype) { return dtype == mx::float16 || dtype == mx::bfloat16; }
+
+// MLX writes and looks up a kernel's source on each call, which takes as long as the kernel; so its primitive
+// is kept.
+std::vector<mx::array> CudaKernels::run(std::vector<int> key, const Describe& describe,
+                                        const std::vector<mx::array>& inputs,
+                                        const std::vector<mx::Shape>& shapes,
+                                        const std::vector<mx::Dtype>& dtypes, mx::Stream s) {
+  key.push_back(s.index);
+  auto& primitive = kept_[std::move(key)];
+  if (!primitive) {
+    const CudaLaunch launch = describe();
+    const auto kernel =
+        mx::fast::cuda_kernel(launch.name, launch.inputs, launch.outputs, launch.source, launch.header);
+    primitive =
+        kernel(inputs, shapes, dtypes, launch.grid, launch.block, launch.constants, std::nullopt, false, s)
+            .front()
+            .primitive_ptr();
+  }
+  return mx::array::make_arrays(shapes, dtypes, primitive, inputs);
+}
+
+}  // namespace tandem::kernels
