@@ -1,10 +1,10 @@
 #include "cli/chat.h"
 
 #include <fmt/format.h>
-#include <signal.h>
 
 #include "base/error.h"
 #include "cli/answer.h"
+#include "cli/interrupt.h"
 #include "cli/line_editor.h"
 #include "cli/terminal.h"
 
@@ -41,10 +41,14 @@ void answer_line(cluster::Conductor& conductor, const server::ServedModel& model
 void chat(cluster::Conductor& conductor, const server::ServedModel& model, const ChatOptions& options) {
   auto messages = first_messages(options);
   // Ctrl-C stops answers (cli/answer.cpp) and drops lines (cli/line_editor.cpp), never the program.
-  ::signal(SIGINT, SIG_IGN);
+  const InterruptGuard guard;
   LineEditor editor;
   fmt::print(stderr, "{}\n", dim("Type a message; /help tells more, Ctrl-D leaves."));
-  while (const auto line = editor.read("> ")) {
+  const auto read = [&] {
+    InterruptGuard::forget();  // what comes from Enter on is meant for the answer
+    return editor.read("> ");
+  };
+  while (const auto line = read()) {
     if (line->empty()) continue;
     if (*line == "/exit" || *line == "/bye") break;
     if (*line == "/clear") {

@@ -5,7 +5,7 @@
 
 namespace tandem::cli {
 
-// Takes Ctrl-C in while it lives, instead of ending the program.
+// Takes Ctrl-C in while it lives, instead of ending the program. Guards may nest, in one thread.
 class InterruptGuard {
  public:
   InterruptGuard();
@@ -13,8 +13,9 @@ class InterruptGuard {
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
 
-  // Ctrl-C came since the last guard was made.
+  // Ctrl-C came since the outermost guard was made or it was last forgotten.
   static bool interrupted();
+  static void forget();
 
  private:
   struct sigaction before_ {};

@@ -3,12 +3,13 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import termios
 import time
 
 import pytest
-from conftest import DEMO_MODEL, LONG_SEED, PROGRAM, wait_until
+from conftest import DEMO_MODEL, LONG_SEED, PROGRAM, children, wait_until
 
 
 class Terminal:
@@ -75,8 +76,8 @@ def test_answers_in_turn_and_leaves_on_ctrl_d(chat):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat):
-    # This seed's noise goes on for hundreds of tokens.
-    terminal = chat("run", DEMO_MODEL, "--temperature", 5, "--seed", LONG_SEED, "--ranks", 2)
+    # This seed's noise goes on for hundreds of tokens, and many ranks on few cores take long for each.
+    terminal = chat("run", DEMO_MODEL, "--temperature", 5, "--seed", LONG_SEED, "--ranks", 4)
     terminal.prompt()
     terminal.type("Tell me a story about Tom and a shell.\r")
     terminal.wait_for(r"shell\.\r\n[\s\S]{100}")
@@ -84,6 +85,22 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat):
     terminal.prompt("stopped by Ctrl-C")
     terminal.type("half a line\x03/exit\r")
     assert terminal.process.wait(10) == 0
+
+
+def test_ctrl_c_before_the_first_word_counts(chat):
+    terminal = chat("run", DEMO_MODEL, "--temperature", 5, "--seed", LONG_SEED, "--ranks", 2)
+    terminal.prompt()
+    workers = children(terminal.process.pid)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    terminal.type("Tell me a story about Tom and a shell.\r")
+    assert wait_until(lambda: termios.tcgetattr(terminal.master)[3] & termios.ISIG)
+    terminal.type("\x03")
+    terminal.wait_for(r"\^C")
+    time.sleep(0.5)  # the program asks every 50 ms
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    terminal.prompt("stopped by Ctrl-C")
 
 
 def test_history_is_kept(chat):
