@@ -139,6 +139,11 @@ std::vector<int> parse_windows(const json& config, const std::string& family, in
     throw InputError(fmt::format("\"layer_types\" is not a list of {} layers", layers));
   }
   for (int layer = 0; layer < layers; ++layer) {
+    if (types && (*types)[layer] != "sliding_attention" && (*types)[layer] != "full_attention") {
+      throw InputError(
+          fmt::format("\"layer_types\" has {}; full_attention and sliding_attention are supported",
+                      (*types)[layer].dump()));
+    }
     const bool slides = types ? (*types)[layer] == "sliding_attention" : layer >= first;
     if (slides) windows[layer] = window;
   }
@@ -187,6 +192,8 @@ weights::Quantisation parse_bits_and_group(const json& given, const std::string&
 
 // DeepSeek's FP8, in "quantization_config".
 int parse_fp8_block(const json& given) {
+  if (!given.is_object())
+    throw InputError(fmt::format("\"quantization_config\" is {}; give an object", given.dump()));
   const std::string method = string_or(given, "quant_method", "");
   if (method != "fp8") {
     throw InputError(
@@ -337,6 +344,20 @@ void parse_routing(const json& config, ModelConfig& result) {
   }
 }
 
+// qwen3_moe's layers without experts.
+std::vector<int> parse_dense_layers(const json& config, int layers) {
+  const json* given = find(config, "mlp_only_layers");
+  if (!given) return {};
+  const auto is_layer = [&](const json& layer) {
+    return layer.is_number_integer() && layer >= 0 && layer < layers;
+  };
+  if (!given->is_array() || !std::all_of(given->begin(), given->end(), is_layer)) {
+    throw InputError(fmt::format("\"mlp_only_layers\" is {}; expected a list of layers from 0 to {}",
+                                 given->dump(), layers - 1));
+  }
+  return given->get<std::vector<int>>();
+}
+
 // Which layers have experts, and how many of what width.
 void parse_experts(const json& config, ModelConfig& result) {
   auto& sizes = result.sizes;
@@ -350,12 +371,7 @@ void parse_experts(const json& config, ModelConfig& result) {
   } else if (result.family == "qwen3_moe") {
     const int every = integer_or(config, "decoder_sparse_step", 1, most_layers, 1);
     for (int i = 0; i < result.layers; ++i) sparse[i] = (i + 1) % every == 0;
-    if (const json* dense = find(config, "mlp_only_layers"); dense && dense->is_array()) {
-      for (const auto& layer : *dense) {
-        if (layer.is_number_integer() && layer >= 0 && layer < result.layers)
-          sparse[layer.get<int>()] = false;
-      }
-    }
+    for (const int layer : parse_dense_layers(config, result.layers)) sparse[layer] = false;
     sizes.experts =
         integer(config, find(config, "num_experts") ? "num_experts" : "num_local_experts", 1, most_experts);
   }
@@ -367,8 +383,10 @@ void parse_experts(const json& config, ModelConfig& result) {
   }
   if (result.dense_layers.empty()) sizes.ffn = 0;
   sizes.expert_ffn = integer(config, "moe_intermediate_size", 1, most_width);
-  if (deepseek)
-    sizes.shared_ffn = sizes.expert_ffn * integer_or(config, "n_shared_experts", 0, most_experts, 0);
+  if (deepseek) {
+    const int most_shared = most_width / sizes.expert_ffn;
+    sizes.shared_ffn = sizes.expert_ffn * integer_or(config, "n_shared_experts", 0, most_shared, 0);
+  }
   parse_routing(config, result);
 }
 
@@ -397,9 +415,10 @@ ModelConfig parse_config(const json& config) {
   } else {
     parse_grouped_attention(config, result);
   }
-  if (static_cast<std::int64_t>(sizes.query_heads) * sizes.head_dim > most_width) {
+  const int head_rows = std::max(sizes.head_dim, sizes.head_dim - sizes.rope + sizes.value_dim);
+  if (static_cast<std::int64_t>(sizes.query_heads) * head_rows > most_width) {
     throw InputError(
-        fmt::format("{} heads of {} are wider than {}", sizes.query_heads, sizes.head_dim, most_width));
+        fmt::format("{} heads of {} are wider than {}", sizes.query_heads, head_rows, most_width));
   }
   result.context = integer_or(config, "max_position_embeddings", 1, most_context, 2048);
   result.rms_norm_eps = static_cast<float>(positive(config, "rms_norm_eps", 1e-6));

@@ -20,23 +20,25 @@ using nlohmann::json;
 constexpr const char* single_file = "model.safetensors";
 constexpr const char* index_file = "model.safetensors.index.json";
 
-mx::Dtype to_mlx(const std::string& name, const std::string& dtype, Element element) {
+// The type of a tensor that is read as `element`; `where` names it.
+mx::Dtype to_mlx(const std::string& where, const std::string& dtype, Element element) {
   if (element == Element::codes && dtype == "U32") return mx::uint32;
   if (element == Element::codes)
-    throw InputError(fmt::format("tensor \"{}\" is {}; quantized weights are U32", name, dtype));
+    throw InputError(fmt::format("{} is {}, but has \".scales\"; quantized weights are U32", where, dtype));
   if (element == Element::fp8 && dtype == "F8_E4M3") return mx::uint8;
   if (element == Element::fp8)
-    throw InputError(
-        fmt::format("tensor \"{}\" is {}, but has a weight_scale_inv; F8_E4M3 has", name, dtype));
+    throw InputError(fmt::format("{} is {}, but has a \"weight_scale_inv\"; F8_E4M3 has", where, dtype));
   if (dtype == "U32")
-    throw InputError(fmt::format("tensor \"{}\" is quantized, but its \".scales\" is missing", name));
+    throw InputError(fmt::format("{} is quantized (U32), but its \".scales\" is missing", where));
   if (dtype == "F8_E4M3")
-    throw InputError(fmt::format("tensor \"{}\" is F8_E4M3, but its \"weight_scale_inv\" is missing", name));
+    throw InputError(
+        fmt::format("{} is F8_E4M3, which needs its \"weight_scale_inv\" beside it and "
+                    "\"quantization_config\" in config.json",
+                    where));
   if (dtype == "F32") return mx::float32;
   if (dtype == "F16") return mx::float16;
   if (dtype == "BF16") return mx::bfloat16;
-  throw InputError(
-      fmt::format("tensor \"{}\" is {}; this version reads F32, F16 and BF16 weights", name, dtype));
+  throw InputError(fmt::format("{} is {}; this version reads F32, F16 and BF16 here", where, dtype));
 }
 
 // Tensor name → file name, from the index.
@@ -103,12 +105,12 @@ std::uint64_t Checkpoint::bytes(const Slice& slice) const {
 
 mx::array Checkpoint::read(const Slice& slice, const OnBytes& on_bytes) const {
   const auto& [file, info] = place(slice.name);
+  const auto where = fmt::format("{}: tensor \"{}\"", file->path().string(), slice.name);
+  const mx::Dtype dtype = to_mlx(where, info->dtype, slice.element);
   if (!std::equal(slice.shape.begin(), slice.shape.end(), info->shape.begin(), info->shape.end())) {
-    throw InputError(fmt::format("{}: tensor \"{}\" has shape [{}], but config.json makes it [{}]",
-                                 file->path().string(), slice.name, fmt::join(info->shape, ", "),
-                                 fmt::join(slice.shape, ", ")));
+    throw InputError(fmt::format("{} has shape [{}], but config.json makes it [{}]", where,
+                                 fmt::join(info->shape, ", "), fmt::join(slice.shape, ", ")));
   }
-  const mx::Dtype dtype = to_mlx(slice.name, info->dtype, slice.element);
   const std::uint64_t size = mx::size_of(dtype);
   const Pieces pieces = pieces_of(slice);
   const std::uint64_t run_bytes = pieces.run * size;

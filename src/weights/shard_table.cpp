@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "weights/fp8.h"
 
 namespace tandem::weights {
@@ -78,6 +79,11 @@ void ShardedWeights::add(const std::string& name, const ShardRule& rule, const p
   if (matrix && source_.has(stem + ".scales")) {
     tensor.quantisation = formats_.of(stem);
     const auto [bits, group] = tensor.quantisation;
+    if (const int inputs = shard.whole(rule.shape.back()); inputs % group != 0) {
+      throw InputError(fmt::format(
+          "tensor \"{}\" has {} inputs, not a multiple of its quantization's groups of {} in config.json",
+          name, inputs, group));
+    }
     tensor.slice = slice_of(name, rule, shard, 32 / bits);
     tensor.slice.element = Element::codes;
     tensor.scales = slice_of(stem + ".scales", rule, shard, group);
