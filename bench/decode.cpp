@@ -53,9 +53,10 @@ models::Decoder random_model(const std::string& file, const std::string& bits) {
   const weights::RandomSource source(mx::bfloat16, bits == "bf16" ? 0 : std::stoi(bits));
   const auto shard =
       parallel::shard_of(config.sizes, {1.0}, 0, parallel::expert_split_of(1, config.divisible()));
-  const weights::ShardedWeights weights(source, models::shard_rules(config, source), config.formats, shard, 0,
-                                        config.layers);
-  return models::make_decoder(config, shard, weights);
+  const parallel::Range layers{0, config.layers};
+  const weights::ShardedWeights weights(source, models::shard_rules(config, source, layers), config.formats,
+                                        shard, layers.begin, layers.end);
+  return models::make_decoder(config, shard, weights, layers);
 }
 
 struct Times {
@@ -71,7 +72,8 @@ Times measure(const models::Decoder& model) {
     const int count = static_cast<int>(tokens.size());
     const mx::array ids(tokens.data(), {count}, mx::int32);
     const double start = now_s();
-    const mx::array hidden = models::forward(model, ids, {{count, &cache}}, context);
+    const mx::array hidden =
+        models::forward(model, models::embed(model, ids, context), {{count, &cache}}, context);
     const mx::array last = mx::slice(hidden, {count - 1, 0}, {count, hidden.shape(1)});
     mx::array logits = mx::astype(models::logits(model, last, context), mx::float32);
     const double built = now_s();

@@ -33,6 +33,7 @@ inline constexpr std::chrono::microseconds spin{2'000};  // of a collective, bef
 inline constexpr milliseconds handshake{2'000};          // one connection's proof of the secret
 inline constexpr milliseconds collective{30'000};        // a peer's silence while the model loads
 inline constexpr milliseconds step_collective{10'000};   // and in a step; an idle group steps more often
+inline constexpr milliseconds stage_collective{30'000};  // the same where one waits for other stages' layers
 inline constexpr std::size_t direct_reduce_bytes = 256u
                                                    << 10;  // above it, three ranks and more reduce in parts
 inline constexpr std::size_t reduce_slice_bytes = 256u << 10;  // what a reduction receives of a peer at once
@@ -77,7 +78,8 @@ inline constexpr std::chrono::hours hub_lock{24};  // waiting for another pull o
 
 // Requests.
 inline constexpr int prefill_chunk_tokens = 512;
-inline constexpr int score_chunk_tokens = 128;      // every row of it has logits
+inline constexpr int stage_chunk_tokens = 128;  // the same of pipeline stages, which small chunks fill sooner
+inline constexpr int score_chunk_tokens = 128;  // every row of it has logits
 inline constexpr std::size_t batch_sequences = 32;  // that a step computes at once
 inline constexpr std::size_t queued_requests = 256;
 inline constexpr std::size_t worker_inbox = 4096;  // messages; more than requests and their cancels can be

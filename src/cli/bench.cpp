@@ -156,9 +156,7 @@ void run(const BenchFlags& flags) {
   Phase warm_up;
   if (flags.prompt > 0) bench.prefill(std::min(flags.prompt, limits::prefill_chunk_tokens), warm_up);
   if (flags.generate > 0) bench.decode(1, warm_up);
-  const int ranks = plan.world_size();
-  BenchFigures figures{subject.name, subject.weights, fmt::format("{} rank{}", ranks, ranks > 1 ? "s" : ""),
-                       flags.repeat, flags.batch};
+  BenchFigures figures{subject.name, subject.weights, describe_size(plan), flags.repeat, flags.batch};
   for (int i = 0; i < flags.repeat; ++i) {
     if (flags.prompt > 0) bench.prefill(flags.prompt, figures.prefill);
     if (flags.generate > 0) bench.decode(flags.generate, figures.decode);

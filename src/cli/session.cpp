@@ -9,6 +9,7 @@
 #include "cli/environment.h"
 #include "cli/pin.h"
 #include "cli/terminal.h"
+#include "models/families.h"
 #include "parallel/shard.h"
 #include "weights/hub_cache.h"
 
@@ -45,7 +46,10 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
   verb.add_option("--hosts", flags.hosts,
                   "One worker on each: local, or a name that ssh knows (local,studio2)")
       ->delimiter(',');
-  verb.add_option("--plan", flags.plan, "A plan file (JSON) in place of --ranks or --hosts");
+  verb.add_option(
+      "--plan", flags.plan,
+      "tp: every rank has a part of each matrix; pp: every rank has some of the layers; or a plan "
+      "file (JSON) in place of --ranks and --hosts [tp]");
   verb.add_option("--device", flags.device, "Where each worker computes")
       ->check(CLI::IsMember({"auto", "cpu", "gpu"}))
       ->capture_default_str();
@@ -85,25 +89,40 @@ std::string short_name(const std::string& model) {
 }
 
 parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config) {
-  if (!flags.plan.empty() && (!flags.hosts.empty() || flags.ranks)) {
-    throw InputError("--plan names the ranks itself: give it without --ranks and --hosts");
+  const bool from_file = !flags.plan.empty() && flags.plan != "tp" && flags.plan != "pp";
+  if (from_file && (!flags.hosts.empty() || flags.ranks)) {
+    throw InputError(
+        fmt::format("--plan {} is a file, which names the ranks itself: give it without --ranks and --hosts",
+                    flags.plan));
   }
   if (!flags.hosts.empty() && flags.ranks && *flags.ranks != static_cast<int>(flags.hosts.size())) {
     throw InputError(fmt::format("--ranks {} does not fit the {} hosts of --hosts: give one of the two",
                                  *flags.ranks, flags.hosts.size()));
   }
   parallel::Plan plan;
-  if (!flags.plan.empty()) {
+  if (from_file) {
     plan = parallel::plan_from_json(read_json_file(flags.plan));
   } else {
     auto hosts = flags.hosts.empty()
                      ? std::vector<std::string>(flags.ranks.value_or(flags.default_ranks), "local")
                      : flags.hosts;
-    plan = parallel::tensor_parallel_plan(hosts, config.layers);
+    plan = flags.plan == "pp" ? parallel::pipeline_plan(hosts, models::layer_sizes(config))
+                              : parallel::tensor_parallel_plan(hosts, config.layers);
     plan = parallel::plan_from_json(to_json(plan));  // the same checks as a file's
   }
   parallel::validate(plan, config.divisible());
+  if (plan.stages.size() > 1 && flags.backend != "auto" && flags.backend != "tcp") {
+    throw InputError(
+        fmt::format("--backend {}: a plan of several stages needs tcp; leave --backend out", flags.backend));
+  }
   return plan;
+}
+
+std::string describe_size(const parallel::Plan& plan) {
+  const int ranks = plan.world_size();
+  const auto stages = plan.stages.size();
+  return fmt::format("{} rank{}{}", ranks, ranks > 1 ? "s" : "",
+                     stages > 1 ? fmt::format(" in {} stages", stages) : "");
 }
 
 std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config) {
@@ -111,6 +130,8 @@ std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig&
       {"rank", "host", "layers", "share", "query heads", "kv heads", "ffn columns", "vocabulary"}};
   int number = 0;
   for (const auto& stage : plan.stages) {
+    // The embedding is the first stage's, the output matrix the last one's.
+    const bool at_an_end = &stage == &plan.stages.front() || &stage == &plan.stages.back();
     std::vector<double> shares;
     for (const auto& rank : stage.ranks) shares.push_back(rank.share);
     for (std::size_t i = 0; i < stage.ranks.size(); ++i) {
@@ -118,7 +139,7 @@ std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig&
       rows.push_back({std::to_string(number++), stage.ranks[i].host,
                       range({stage.first_layer, stage.end_layer}), fmt::format("{:.0f} %", 100 * shares[i]),
                       range(shard.query_heads), range(shard.kv_heads), range(shard.ffn),
-                      range(shard.vocabulary)});
+                      at_an_end ? range(shard.vocabulary) : "-"});
     }
   }
   return format_table(rows);

@@ -25,7 +25,7 @@ struct ClusterFlags {
   std::string activations = "auto";
   int threads = 0;  // 0: the workers decide
   std::vector<std::string> pin;
-  std::string plan;
+  std::string plan;  // tp, pp or a file; empty: tp
   std::string remote_program = "tandem";
   bool verbose = false;
 };
@@ -40,6 +40,9 @@ std::string short_name(const std::string& model);
 
 // The plan that the flags ask for, validated. InputError names the flag or the field of the file.
 parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config);
+
+// "4 ranks in 2 stages".
+std::string describe_size(const parallel::Plan& plan);
 
 // The plan as a table: which rank holds what.
 std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config);

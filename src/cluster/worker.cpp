@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <memory>
 #include <thread>
 
@@ -26,6 +27,7 @@
 #include "kernels/threads.h"
 #include "models/families.h"
 #include "parallel/broadcast.h"
+#include "parallel/messages.h"
 #include "parallel/mlx_backends.h"
 #include "parallel/tcp_group.h"
 #include "weights/checkpoint.h"
@@ -108,19 +110,12 @@ parallel::Endpoint to_endpoint(const Listening& listening) {
   return {listening.addresses, static_cast<std::uint16_t>(listening.port)};
 }
 
-int ranks_of(const Start& start) {
-  int ranks = 0;
-  for (const auto& stage : parallel::plan_from_json(start.plan).stages)
-    ranks += static_cast<int>(stage.ranks.size());
-  return ranks;
-}
-
-mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
+mx::distributed::Group join_group(ControlChannel& channel, const Start& start, const parallel::Plan& plan) {
   parallel::TcpListener listener(start.loopback);
   const auto& endpoint = listener.endpoint();
   // MLX takes the port: a peer must not reach us there first.
   if (start.backend != "auto" && start.backend != "tcp") listener.close();
-  const int ranks = ranks_of(start);
+  const int ranks = plan.world_size();
   channel.send({{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port,
                                         parallel::automatic_backends(ranks, start.ranks_on_host == ranks)}}});
   const Join join = channel.expect<Join>("join");
@@ -130,7 +125,9 @@ mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
     endpoints.push_back(to_endpoint(rank));
     offers.push_back(rank.backends);
   }
-  const std::string backend = parallel::choose_backend(start.backend, offers);
+  // Stages exchange messages, which is tcp's alone.
+  const std::string backend =
+      plan.stages.size() > 1 ? "tcp" : parallel::choose_backend(start.backend, offers);
   if (backend != "tcp") {
     listener.close();
     const auto group = parallel::join_mlx_group(backend, start.rank, endpoints);
@@ -142,6 +139,14 @@ mx::distributed::Group join_group(ControlChannel& channel, const Start& start) {
       {.wire = start.wire == "bfloat16" ? parallel::Wire::bfloat16 : parallel::Wire::float32});
 }
 
+// Of the ranks that share the stage's matrices. Every rank of `world` calls it.
+mx::distributed::Group stage_group(const parallel::Plan& plan, const parallel::Place& place,
+                                   const mx::distributed::Group& world) {
+  if (place.stages == 1) return world;
+  const bool shared = plan.world_size() > place.stages;
+  return shared ? world.split(place.stage) : parallel::single_rank_group();
+}
+
 std::unique_ptr<weights::Source> open_weights(const Start& start, const models::ModelConfig& config) {
   if (start.shape.is_null()) return std::make_unique<weights::Checkpoint>(start.model);
   const bool bfloat16 = start.shape.value("torch_dtype", "") == "bfloat16";
@@ -150,52 +155,74 @@ std::unique_ptr<weights::Source> open_weights(const Start& start, const models::
 }
 
 engine::StepRunner load(ControlChannel& channel, const Start& start, const models::ModelConfig& config,
-                        const parallel::Plan& plan, const mx::distributed::Group& group, mx::Device device) {
-  const parallel::Stage& stage = plan.stages.front();
+                        const parallel::Plan& plan, const mx::distributed::Group& world, mx::Device device) {
+  const parallel::Place place = plan.place(start.rank);
+  const auto group = stage_group(plan, place, world);
+  const parallel::Stage& stage = plan.stages[place.stage];
+  const parallel::Range layers{stage.first_layer, stage.end_layer};
   std::vector<double> shares;
   for (const auto& rank : stage.ranks) shares.push_back(rank.share);
   const auto shard =
-      parallel::shard_of(config.sizes, shares, start.rank,
+      parallel::shard_of(config.sizes, shares, place.rank,
                          parallel::expert_split_of(static_cast<int>(stage.ranks.size()), config.divisible()));
 
   const auto source = open_weights(start, config);
   Progress progress;
-  const weights::ShardedWeights weights(*source, models::shard_rules(config, *source), config.formats, shard,
-                                        stage.first_layer, stage.end_layer, [&](std::uint64_t bytes) {
+  const weights::ShardedWeights weights(*source, models::shard_rules(config, *source, layers), config.formats,
+                                        shard, layers.begin, layers.end, [&](std::uint64_t bytes) {
                                           progress.read_bytes += bytes;
                                           channel.send({{"progress", progress}});
                                         });
   progress.total_bytes = weights.bytes();
-  auto model = models::make_decoder(config, shard, weights);
+  auto model = models::make_decoder(config, shard, weights, layers);
   const bool gpu = device == mx::Device::gpu;
-  const mx::Dtype activations = gpu ? model.norm.dtype() : mx::float32;
+  const mx::Dtype activations = gpu ? model.layers.front().attention_norm.dtype() : mx::float32;
   channel.send({{"ready", Ready{.weight_bytes = weights.bytes(),
                                 .replicated_bytes = weights.replicated_bytes(),
                                 .step_bytes = models::step_bytes(model),
                                 .resident_bytes = hardware::process_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",
                                 .threads = kernels::threads()}}});
-  return {std::move(model), {group, activations}};
+  return {std::move(model), {group, activations}, world, place};
 }
 
 // The rank's model at work, and what it tells the conductor of it.
 class Work {
  public:
-  Work(const ControlChannel& channel, engine::StepRunner runner, mx::distributed::Group group)
-      : channel_(channel), runner_(std::move(runner)), group_(std::move(group)) {}
+  // `staged`: the group has pipeline stages, so that ranks are not all at the same step.
+  Work(const ControlChannel& channel, engine::StepRunner runner, mx::distributed::Group group, bool staged)
+      : channel_(channel), runner_(std::move(runner)), group_(std::move(group)), staged_(staged) {}
 
-  const mx::distributed::Group& group() const { return group_; }
-
-  std::vector<float> run(const engine::StepPlan& plan) {
-    if (!plan.released_slots.empty()) report(plan.released_slots.size());
-    const double start = now_s(), link_start = parallel::link_use(group_).seconds;
-    auto rows = runner_.run(plan);
-    status_.step_s += now_s() - start;
-    status_.link_s += parallel::link_use(group_).seconds - link_start;
-    return rows;
+  // Rank 0 tells the others each step before it starts it.
+  void tell(const engine::StepPlan& plan) const {
+    const auto bytes = engine::encode(plan);
+    if (staged_) return parallel::send_to_all(group_, bytes);
+    parallel::broadcast(group_, bytes, 0);
+  }
+  engine::StepPlan hear() const {
+    return engine::decode(staged_ ? parallel::receive_from(group_, 0) : parallel::broadcast(group_, {}, 0));
   }
 
+  void start(const engine::StepPlan& plan) {
+    if (!plan.released_slots.empty()) report(plan.released_slots.size());
+    timed([&] { runner_.start(plan); });
+  }
+  std::vector<float> finish() {
+    std::vector<float> rows;
+    timed([&] { rows = runner_.finish(); });
+    return rows;
+  }
+  bool can_finish() const { return runner_.can_finish(); }
+
  private:
+  template <typename Part>
+  void timed(Part part) {
+    const double start = now_s(), link_start = parallel::link_use(group_).seconds;
+    part();
+    status_.step_s += now_s() - start;
+    status_.link_s += parallel::link_use(group_).seconds - link_start;
+  }
+
   void report(std::size_t ended) {
     const auto memory = hardware::process_memory();
     status_.resident_bytes = memory.resident_bytes;
@@ -208,31 +235,42 @@ class Work {
   const ControlChannel& channel_;
   engine::StepRunner runner_;
   mx::distributed::Group group_;
+  bool staged_;
   Status status_;
 };
 
 // Rank 0: takes requests, decides each step, tells the others, sends the events up.
 void lead(ControlChannel& channel, Work& work, engine::ServingLimits serving_limits) {
   engine::Scheduler scheduler(serving_limits);
+  std::deque<engine::StepPlan> under_way;  // oldest first
   const auto answer = [&](const std::vector<engine::Event>& events) {
     for (const auto& event : events) channel.send(engine::to_json(event));
   };
   while (true) {
     // With nothing to do, wait; but step before the others' patience ends.
-    auto message = scheduler.idle() ? channel.receive(limits::idle_step) : channel.try_receive();
+    auto message =
+        scheduler.idle() && under_way.empty() ? channel.receive(limits::idle_step) : channel.try_receive();
     for (; message; message = channel.try_receive()) {
       answer(scheduler.submit(engine::request_from_json(*message), now_s()));
     }
-    const engine::StepPlan plan = scheduler.next(now_s());
-    parallel::broadcast(work.group(), engine::encode(plan), 0);
-    auto rows = work.run(plan);
-    answer(scheduler.finish(plan, rows, now_s()));
+    engine::StepPlan plan = scheduler.next(now_s());
+    bool wait = plan.empty() && !under_way.empty();  // nothing to compute without a step's logits
+    if (!wait) {
+      work.tell(plan);
+      work.start(plan);
+      under_way.push_back(std::move(plan));
+    }
+    for (; wait || work.can_finish(); wait = false) {
+      auto rows = work.finish();
+      answer(scheduler.finish(under_way.front(), rows, now_s()));
+      under_way.pop_front();
+    }
   }
 }
 
 // Every other rank: does what rank 0 says.
 void follow(Work& work) {
-  while (true) work.run(engine::decode(parallel::broadcast(work.group(), {}, 0)));
+  while (true) work.start(work.hear());
 }
 
 // The cores that the worker keeps to and the threads that compute, before either MLX or we start any.
@@ -266,12 +304,13 @@ void serve(ControlChannel& channel) {
   config.formats.fp8_as = start.fp8 == "float32" ? weights::Fp8As::float32
                           : start.fp8 == "8bit"  ? weights::Fp8As::quantised
                                                  : weights::Fp8As::bfloat16;
-  const auto group = join_group(channel, start);
-  Work work(channel, load(channel, start, config, plan, group, device), group);
+  const auto group = join_group(channel, start, plan);
+  const int stages = static_cast<int>(plan.stages.size());
+  Work work(channel, load(channel, start, config, plan, group, device), group, stages > 1);
   channel.expect<json>("go");
-  parallel::set_timeout(group, limits::step_collective);
+  parallel::set_timeout(group, stages > 1 ? limits::stage_collective : limits::step_collective);
   if (start.rank == 0) {
-    lead(channel, work, {config.sizes.vocabulary, config.context});
+    lead(channel, work, {config.sizes.vocabulary, config.context, stages});
   } else {
     follow(work);
   }

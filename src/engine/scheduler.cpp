@@ -102,7 +102,7 @@ std::vector<Event> Scheduler::cancel(std::uint64_t id, double now_s) {
 }
 
 std::vector<int> Scheduler::wanted_rows(const Sequence& sequence, int tokens) const {
-  const int first = sequence.computed;
+  const int first = sequence.planned;
   std::vector<int> rows;
   if (const auto* score = std::get_if<ScoreRequest>(&sequence.request)) {
     const auto wanted = [&](int position) {
@@ -119,24 +119,34 @@ std::vector<int> Scheduler::wanted_rows(const Sequence& sequence, int tokens) co
   return rows;
 }
 
+// All, or each stage's share, so that every stage has some to compute.
+int Scheduler::answers_of_a_step() const {
+  const std::size_t running = std::min(queue_.size(), limits::batch_sequences);
+  const auto end = queue_.begin() + static_cast<std::ptrdiff_t>(running);
+  const auto answers =
+      std::count_if(queue_.begin(), end, [](const Sequence& sequence) { return sequence.answers(); });
+  return (static_cast<int>(answers) + limits_.stages - 1) / limits_.stages;
+}
+
 StepPlan Scheduler::next(double now_s) {
   StepPlan plan;
   plan.released_slots = std::exchange(released_, {});
-  int prompt_tokens = limits::prefill_chunk_tokens, scored_tokens = limits::score_chunk_tokens;
+  int prompt_tokens = limits_.stages > 1 ? limits::stage_chunk_tokens : limits::prefill_chunk_tokens;
+  int scored_tokens = limits::score_chunk_tokens, answers = answers_of_a_step();
   const std::size_t running = std::min(queue_.size(), limits::batch_sequences);
   for (std::size_t i = 0; i < running; ++i) {
     Sequence& sequence = queue_[i];
-    const int left = static_cast<int>(sequence.ids.size()) - sequence.computed;
-    int single = 1;  // an answer's next token has its place in every step
-    int& room = sequence.answers()                                       ? single
+    const int left = static_cast<int>(sequence.ids.size()) - sequence.planned;
+    int& room = sequence.answers()                                       ? answers
                 : std::holds_alternative<ScoreRequest>(sequence.request) ? scored_tokens
                                                                          : prompt_tokens;
     const int tokens = std::min(left, room);
     if (tokens == 0) continue;
     room -= tokens;
     if (sequence.started_s < 0) sequence.started_s = now_s;
-    const auto first = sequence.ids.begin() + sequence.computed;
+    const auto first = sequence.ids.begin() + sequence.planned;
     plan.sequences.push_back({sequence.slot, {first, first + tokens}, wanted_rows(sequence, tokens)});
+    sequence.planned += tokens;
   }
   return plan;
 }
@@ -147,6 +157,10 @@ std::vector<Event> Scheduler::finish(const StepPlan& plan, std::span<float> rows
     const auto found = std::find_if(queue_.begin(), queue_.end(),
                                     [&](const Sequence& sequence) { return sequence.slot == step.slot; });
     const std::size_t logits = step.rows.size() * static_cast<std::size_t>(limits_.vocabulary);
+    if (found == queue_.end()) {  // cancelled meanwhile
+      rows = rows.subspan(logits);
+      continue;
+    }
     const auto own = finish_step(*found, step, rows.first(logits), now_s);
     rows = rows.subspan(logits);
     events.insert(events.end(), own.begin(), own.end());

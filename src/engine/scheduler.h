@@ -15,6 +15,7 @@ namespace tandem::engine {
 struct ServingLimits {
   int vocabulary = 0;
   int context = 0;  // tokens of prompt and answer together
+  int stages = 1;   // of the pipeline: so many steps are to be under way at a time
 };
 
 class Scheduler {
@@ -28,10 +29,13 @@ class Scheduler {
   bool idle() const { return queue_.empty() && released_.empty(); }
 
   // The next step of the oldest limits::batch_sequences requests: the next token of each that answers, and of
-  // the prompts as many tokens, the oldest's first, as a step takes.
+  // the prompts as many tokens, the oldest's first, as a step takes. With pipeline stages a part of the
+  // answers has its place in each step. May be called again before finish(); a token whose predecessor is not
+  // sampled yet waits.
   StepPlan next(double now_s);
 
-  // What the step's logits bring: tokens, ends, scores. `rows` as StepRunner::run() gives them.
+  // What the oldest unfinished step's logits bring: tokens, ends, scores. `rows` as StepRunner::finish()
+  // gives them.
   std::vector<Event> finish(const StepPlan& plan, std::span<float> rows, double now_s);
 
  private:
@@ -40,14 +44,16 @@ class Scheduler {
     int slot = 0;
     std::vector<int> ids;  // prompt and answer
     int prompt_tokens = 0;
-    int computed = 0;  // ids in the cache
+    int planned = 0;   // ids that steps were given
+    int computed = 0;  // of these, in finished steps
     double sum_nll = 0;
     double submitted_s = 0, started_s = -1, first_token_s = 0;
 
-    bool answers() const { return computed >= prompt_tokens; }
+    bool answers() const { return planned >= prompt_tokens; }
   };
 
   void check(const Request& request) const;
+  int answers_of_a_step() const;
   std::vector<int> wanted_rows(const Sequence& sequence, int tokens) const;
   std::vector<Event> finish_step(Sequence& sequence, const SequenceStep& step, std::span<float> rows,
                                  double now_s);

@@ -3,9 +3,11 @@
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
+#include "parallel/tcp_group.h"
 
 namespace tandem::engine {
 namespace {
@@ -51,6 +53,10 @@ void check(const SequenceStep& sequence) {
   }
 }
 
+std::span<char> bytes_of(std::vector<float>& numbers) {
+  return {reinterpret_cast<char*>(numbers.data()), numbers.size() * sizeof(float)};
+}
+
 mx::array int_array(const std::vector<int>& values) {
   return mx::array(values.begin(), {static_cast<int>(values.size())}, mx::int32);
 }
@@ -92,9 +98,8 @@ StepPlan decode(std::span<const std::uint8_t> bytes) {
   return plan;
 }
 
-std::vector<float> StepRunner::run(const StepPlan& plan) {
+void StepRunner::start(const StepPlan& plan) {
   for (const int slot : plan.released_slots) caches_.erase(slot);
-  if (plan.sequences.empty()) return {};
   std::vector<int> ids, wanted;  // wanted: rows of all tokens
   std::vector<models::SequenceRows> sequences;
   for (const auto& sequence : plan.sequences) {
@@ -103,16 +108,77 @@ std::vector<float> StepRunner::run(const StepPlan& plan) {
     ids.insert(ids.end(), sequence.tokens.begin(), sequence.tokens.end());
     sequences.push_back({static_cast<int>(sequence.tokens.size()), &cache});
   }
-  const mx::array hidden = models::forward(model_, int_array(ids), sequences, context_);  // [T, hidden]
-  if (wanted.empty()) {
-    mx::eval(hidden);
-    return {};
+  ++started_;
+  if (samples()) {
+    const auto vocabulary = static_cast<std::size_t>(model_.config.sizes.vocabulary);
+    under_way_.push_back({started_, wanted.size() * vocabulary, {}});
   }
-  mx::array logits =
-      mx::astype(models::logits(model_, mx::take(hidden, int_array(wanted), 0), context_), mx::float32);
-  logits = mx::contiguous(logits);  // [rows, vocabulary]
-  mx::eval(logits);
-  return {logits.data<float>(), logits.data<float>() + logits.size()};
+  if (ids.empty()) return;
+  const mx::array input = place_.first() ? models::embed(model_, int_array(ids), context_)
+                                         : take_rows(static_cast<int>(ids.size()));
+  const mx::array hidden = models::forward(model_, input, sequences, context_);  // [T, hidden]
+  if (!place_.last()) return give_rows(hidden);
+  if (wanted.empty()) return mx::eval(hidden);
+  give_logits(models::logits(model_, mx::take(hidden, int_array(wanted), 0), context_));
+}
+
+std::vector<float> StepRunner::finish() {
+  UnderWay& step = under_way_.front();
+  if (awaits(step)) {
+    step.arrived.resize(step.logits);
+    parallel::exchange(world_, {{place_.output_rank, std::nullopt, bytes_of(step.arrived)}});
+  }
+  std::vector<float> logits = std::move(step.arrived);
+  under_way_.pop_front();
+  return logits;
+}
+
+bool StepRunner::can_finish() const { return !under_way_.empty() && !awaits(under_way_.front()); }
+
+// [T, hidden] from the stage before.
+mx::array StepRunner::take_rows(int tokens) const {
+  mx::array rows = mx::zeros({tokens, model_.config.sizes.hidden}, context_.activations, mx::Device::cpu);
+  rows.eval();
+  parallel::exchange(world_, {{place_.source, std::nullopt, std::span(rows.data<char>(), rows.nbytes())}});
+  return rows;
+}
+
+// To the stages after. Takes logits in at the same time where the last stage, which is to have them taken off
+// before it goes on, may keep the next one from reading.
+void StepRunner::give_rows(const mx::array& rows) {
+  mx::array sent = mx::contiguous(mx::astype(rows, context_.activations));
+  sent.eval();
+  std::vector<parallel::Transfer> transfers;
+  for (const int target : place_.targets)
+    transfers.push_back({target, std::span<const char>(sent.data<char>(), sent.nbytes()), std::nullopt});
+  if (UnderWay* step = step_to_take_in()) {
+    step->arrived.resize(step->logits);
+    auto with = std::find_if(transfers.begin(), transfers.end(),
+                             [&](const auto& transfer) { return transfer.peer == place_.output_rank; });
+    if (with == transfers.end())
+      with = transfers.insert(with, parallel::Transfer{place_.output_rank, {}, {}});
+    with->incoming = bytes_of(step->arrived);
+  }
+  if (!transfers.empty()) parallel::exchange(world_, std::move(transfers));
+}
+
+// The oldest step whose logits are missing, where so many came after it that each stage may hold one: the
+// last cannot take another before it is rid of these logits, so neither can any other.
+StepRunner::UnderWay* StepRunner::step_to_take_in() {
+  const auto oldest =
+      std::find_if(under_way_.begin(), under_way_.end(), [&](const auto& step) { return awaits(step); });
+  const auto later_stages = static_cast<std::uint64_t>(place_.stages - 1);
+  return oldest != under_way_.end() && started_ - oldest->number >= later_stages ? &*oldest : nullptr;
+}
+
+void StepRunner::give_logits(const mx::array& logits) {
+  mx::array rows = mx::contiguous(mx::astype(logits, mx::float32));  // [rows, vocabulary]
+  rows.eval();
+  if (samples()) {
+    under_way_.back().arrived.assign(rows.data<float>(), rows.data<float>() + rows.size());
+  } else if (place_.stages > 1 && world_.rank() == place_.output_rank) {
+    parallel::exchange(world_, {{0, std::span<const char>(rows.data<char>(), rows.nbytes()), std::nullopt}});
+  }
 }
 
 std::size_t StepRunner::cache_bytes() const {

@@ -31,7 +31,7 @@ mx::array reduced_ffn(const mx::array& part, const DecoderLayer& layer, const Co
 }  // namespace
 
 std::size_t step_bytes(const Decoder& model) {
-  std::size_t sum = model.norm.nbytes() + bytes_of(model.output);
+  std::size_t sum = model.output ? model.norm->nbytes() + bytes_of(*model.output) : 0;
   for (const auto& layer : model.layers) {
     sum += layer.attention_norm.nbytes() + layer.ffn_norm.nbytes();
     sum += std::visit([](const auto& attention) { return step_bytes(attention); }, layer.attention);
@@ -40,11 +40,15 @@ std::size_t step_bytes(const Decoder& model) {
   return sum;
 }
 
-mx::array forward(const Decoder& model, const mx::array& ids, const std::vector<SequenceRows>& sequences,
+mx::array embed(const Decoder& model, const mx::array& ids, const Context& context) {
+  return embed(ids, *model.embedding, model.first_id, context);
+}
+
+mx::array forward(const Decoder& model, const mx::array& input, const std::vector<SequenceRows>& sequences,
                   const Context& context) {
   const float eps = model.config.rms_norm_eps;
   const Pass pass{angles(model.rope, positions_of(sequences)), sequences, eps};
-  mx::array x = embed(ids, model.embedding, model.first_id, context);  // [T, hidden]
+  mx::array x = input;  // [T, hidden]
   mx::array normed = kernels::rms_norm(x, model.layers.front().attention_norm, eps);
   const int layers = static_cast<int>(model.layers.size());
   for (int i = 0; i < layers; ++i) {
@@ -54,9 +58,11 @@ mx::array forward(const Decoder& model, const mx::array& ids, const std::vector<
     const auto attended =
         kernels::add_rms_norm(first[0], reduced(first[1], output_of(layer), context), layer.ffn_norm, eps);
     const auto second = kernels::fused({attended.sum, feed_forward(layer, attended.norm)});
+    const mx::array part = reduced_ffn(second[1], layer, context);
+    const bool last = i + 1 == layers;
+    if (last && !model.norm) return kernels::add(second[0], part);
     const auto fed =
-        kernels::add_rms_norm(second[0], reduced_ffn(second[1], layer, context),
-                              i + 1 == layers ? model.norm : model.layers[i + 1].attention_norm, eps);
+        kernels::add_rms_norm(second[0], part, last ? *model.norm : model.layers[i + 1].attention_norm, eps);
     x = fed.sum;
     normed = fed.norm;
   }
@@ -64,7 +70,7 @@ mx::array forward(const Decoder& model, const mx::array& ids, const std::vector<
 }
 
 mx::array logits(const Decoder& model, const mx::array& hidden, const Context& context) {
-  return reduced(products(hidden, {&model.output}).front(), model.output, context);
+  return reduced(products(hidden, {&*model.output}).front(), *model.output, context);
 }
 
 }  // namespace tandem::models

@@ -1,6 +1,8 @@
-// A model of any family at work: its layers one after the other, each an attention and a feed-forward.
+// A model of any family at work, or the part of it that is one pipeline stage's: its layers one after the
+// other, each an attention and a feed-forward.
 #pragma once
 
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -19,11 +21,11 @@ struct DecoderLayer {
 
 struct Decoder {
   ModelConfig config;
-  ShardedLinear embedding;
-  int first_id = 0;  // token id of the embedding's row 0
+  std::optional<ShardedLinear> embedding;  // in the first stage
+  int first_id = 0;                        // token id of the embedding's row 0
   std::vector<DecoderLayer> layers;
-  mlx::core::array norm;
-  ShardedLinear output;
+  std::optional<mlx::core::array> norm;  // this and the output matrix: in the last stage
+  std::optional<ShardedLinear> output;
   Rope rope;
 };
 
@@ -31,11 +33,15 @@ struct Decoder {
 // that it does not have.
 std::size_t step_bytes(const Decoder& model);
 
-// ids [T], the sequences' one after the other → hidden states [T, hidden] after the final norm.
-mlx::core::array forward(const Decoder& model, const mlx::core::array& ids,
+// In the first stage: ids [T], the sequences' one after the other → [T, hidden].
+mlx::core::array embed(const Decoder& model, const mlx::core::array& ids, const Context& context);
+
+// input [T, hidden], from embed() or the stage before → what the next stage takes, or, in the last, hidden
+// states after the final norm: [T, hidden].
+mlx::core::array forward(const Decoder& model, const mlx::core::array& input,
                          const std::vector<SequenceRows>& sequences, const Context& context);
 
-// Hidden states [n, hidden] → logits [n, vocabulary].
+// In the last stage: hidden states [n, hidden] → logits [n, vocabulary].
 mlx::core::array logits(const Decoder& model, const mlx::core::array& hidden, const Context& context);
 
 }  // namespace tandem::models

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "models/loading.h"
 
@@ -12,13 +13,28 @@ namespace {
 using parallel::Dim;
 using parallel::Reduce;
 
-// What every family has around attention and feed-forward.
-const std::vector<TableRow>& common_table() {
+// What every family has before its layers, …
+const std::vector<TableRow>& embedding_table() {
+  static const std::vector<TableRow> table{
+      {{"model.embed_tokens.weight", {Dim::vocabulary, Dim::hidden}, 0, Reduce::sum, {}}}};
+  return table;
+}
+
+// … around attention and feed-forward in each, …
+const std::vector<TableRow>& norm_table() {
   static const std::vector<TableRow> table{
       // clang-format off
-    {{"model.embed_tokens.weight",                   {Dim::vocabulary, Dim::hidden}, 0, Reduce::sum, {}}},
     {{"model.layers.*.input_layernorm.weight",       {Dim::hidden},                 -1, Reduce::none, {}}},
     {{"model.layers.*.post_attention_layernorm.weight", {Dim::hidden},              -1, Reduce::none, {}}},
+      // clang-format on
+  };
+  return table;
+}
+
+// … and after them.
+const std::vector<TableRow>& output_table() {
+  static const std::vector<TableRow> table{
+      // clang-format off
     {{"model.norm.weight",                           {Dim::hidden},                 -1, Reduce::none, {}}},
     {{"lm_head.weight",                              {Dim::vocabulary, Dim::hidden}, 0, Reduce::gather, {}}, &ModelConfig::separate_output},
       // clang-format on
@@ -40,6 +56,16 @@ const std::vector<TableRow>& feed_forward_table() {
   };
   return table;
 }
+
+// No file at all: tensors are called as in Hugging Face's.
+class NoSource : public weights::Source {
+ public:
+  bool has(const std::string&) const override { return false; }
+  std::uint64_t bytes(const weights::Slice&) const override { return 0; }
+  mlx::core::array read(const weights::Slice& slice, const weights::OnBytes&) const override {
+    throw std::logic_error("nothing to read " + slice.name + " from");
+  }
+};
 
 bool is_deepseek(const ModelConfig& config) { return config.sizes.latent > 0; }
 
@@ -77,11 +103,15 @@ FeedForward take_feed_forward(const weights::ShardedWeights& weights, const std:
   return w;
 }
 
-std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source) {
-  auto rules = rows_of(common_table(), config);
+std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source,
+                                            const parallel::Range& layers) {
+  auto rules = rows_of(norm_table(), config);
   const auto add = [&](const std::vector<weights::ShardRule>& more) {
     rules.insert(rules.end(), more.begin(), more.end());
   };
+  const bool last = layers.end == config.layers;
+  if (layers.begin == 0 || (last && config.tied_embeddings)) add(rows_of(embedding_table(), config));
+  if (last) add(rows_of(output_table(), config));
   add(is_deepseek(config) ? deepseek_shard_rules(config, source) : llama_shard_rules(config));
   if (!config.dense_layers.empty()) {
     auto dense = rows_of(feed_forward_table(), config);
@@ -93,25 +123,42 @@ std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const wei
 }
 
 Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
-                     const weights::ShardedWeights& weights) {
+                     const weights::ShardedWeights& weights, const parallel::Range& layers) {
   const int rotated = is_deepseek(config) ? config.sizes.rope : config.sizes.head_dim;
   Decoder model{.config = config,
-                .embedding = take_linear(weights, "model.embed_tokens"),
+                .embedding = {},
                 .first_id = shard.vocabulary.begin,
                 .layers = {},
-                .norm = take_vector(weights, "model.norm.weight"),
+                .norm = {},
                 .output = {},
                 .rope = make_rope(config.rope, rotated, config.rotates_pairs)};
-  if (config.tied_embeddings) {
-    model.output = model.embedding;
-    model.output.reduce = parallel::Reduce::gather;
-  } else {
-    model.output = take_linear(weights, "lm_head");
+  if (weights.has("model.embed_tokens.weight")) model.embedding = take_linear(weights, "model.embed_tokens");
+  if (layers.end == config.layers) {
+    model.norm = take_vector(weights, "model.norm.weight");
+    model.output = config.tied_embeddings ? *model.embedding : take_linear(weights, "lm_head");
+    model.output->reduce = parallel::Reduce::gather;
+    model.output->parts = shard.vocabulary_sizes;
   }
-  model.output.parts = shard.vocabulary_sizes;
-  for (int layer = 0; layer < config.layers; ++layer)
+  for (int layer = layers.begin; layer < layers.end; ++layer)
     model.layers.push_back(take_layer(config, shard, weights, layer));
   return model;
+}
+
+std::vector<double> layer_sizes(const ModelConfig& config) {
+  const parallel::Shard whole = parallel::shard_of(config.sizes, {1}, 0);
+  std::vector<double> sizes(config.layers);
+  for (const auto& rule : shard_rules(config, NoSource(), {0, config.layers})) {
+    const auto first_star = rule.name.find('*');
+    if (first_star == std::string::npos) continue;
+    double size = first_star == rule.name.rfind('*') ? 1 : config.sizes.experts;
+    for (const auto dim : rule.shape) size *= whole.whole(dim);
+    for (int layer = 0; layer < config.layers; ++layer) {
+      const auto& having = rule.layers;
+      if (having.empty() || std::find(having.begin(), having.end(), layer) != having.end())
+        sizes[layer] += size;
+    }
+  }
+  return sizes;
 }
 
 }  // namespace tandem::models

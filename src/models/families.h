@@ -18,12 +18,17 @@ struct TableRow {
 };
 std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, const ModelConfig& config);
 
-// The tensors of `config` as they are called in `source`.
-std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source);
+// The tensors of `config` as they are called in `source`: those of every layer, and of the rest what the
+// stage with `layers` holds.
+std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source,
+                                            const parallel::Range& layers);
 
-// Takes the weights over.
+// Takes the weights of the stage with `layers` over.
 Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
-                     const weights::ShardedWeights& weights);
+                     const weights::ShardedWeights& weights, const parallel::Range& layers);
+
+// How many numbers each layer's tensors have, [config.layers].
+std::vector<double> layer_sizes(const ModelConfig& config);
 
 // llama.cpp: llama (DeepSeek-LLM included), mistral, qwen2, qwen3, which differ in biases, norms of queries
 // and keys, windows and tied embeddings alone; and what qwen3_moe shares with them.

@@ -1,9 +1,12 @@
 #include "parallel/plan.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
+#include <numeric>
 #include <set>
 
 #include "base/error.h"
@@ -101,10 +104,60 @@ const PlannedRank& Plan::rank(int rank) const {
   throw std::out_of_range("no such rank in the plan");
 }
 
+Place Plan::place(int rank) const {
+  Place place{.stages = static_cast<int>(stages.size()), .targets = {}};
+  const auto size_of = [&](int stage) { return static_cast<int>(stages[stage].ranks.size()); };
+  int first = 0;  // rank of the stage
+  while (rank >= first + size_of(place.stage)) first += size_of(place.stage++);
+  place.rank = rank - first;
+  if (!place.first()) {
+    const int before = size_of(place.stage - 1);
+    place.source = first - before + place.rank % before;
+  }
+  const int own = size_of(place.stage);
+  for (int i = place.rank; !place.last() && i < size_of(place.stage + 1); i += own)
+    place.targets.push_back(first + own + i);
+  place.output_rank = world_size() - size_of(place.stages - 1);
+  return place;
+}
+
 Plan tensor_parallel_plan(const std::vector<std::string>& hosts, int layers) {
   Stage stage{0, layers, {}};
   for (const auto& host : hosts) stage.ranks.push_back({host, 1.0 / static_cast<double>(hosts.size())});
   return Plan{{stage}};
+}
+
+std::vector<Range> split_layers(const std::vector<double>& sizes, int stages) {
+  const int layers = static_cast<int>(sizes.size());
+  assert(stages > 0 && layers >= stages);
+  const double whole = std::accumulate(sizes.begin(), sizes.end(), 0.0);
+  std::vector<Range> ranges;
+  int end = 0;
+  double before = 0;  // size of the layers up to `end`
+  for (int stage = 1; stage <= stages; ++stage) {
+    const int begin = end, last_end = layers - (stages - stage);
+    const double wanted = whole * stage / stages;
+    // A layer goes to the stage that has more than half of it.
+    while (end < last_end && (end == begin || stage == stages || before + sizes[end] / 2 <= wanted))
+      before += sizes[end++];
+    ranges.push_back({begin, end});
+  }
+  return ranges;
+}
+
+Plan pipeline_plan(const std::vector<std::string>& hosts, const std::vector<double>& layer_sizes) {
+  const std::size_t layers = layer_sizes.size();
+  if (hosts.size() > layers) {
+    throw InputError(
+        fmt::format("{} pipeline stages, but the model has {} layers and each stage needs one: "
+                    "use at most {} ranks",
+                    hosts.size(), layers, layers));
+  }
+  const auto ranges = split_layers(layer_sizes, static_cast<int>(hosts.size()));
+  Plan plan;
+  for (std::size_t i = 0; i < hosts.size(); ++i)
+    plan.stages.push_back({ranges[i].begin, ranges[i].end, {{hosts[i], 1}}});
+  return plan;
 }
 
 Plan plan_from_json(const json& object) {
@@ -129,19 +182,25 @@ json to_json(const Plan& plan) {
   return {{"stages", stages}};
 }
 
-void validate(const Plan& plan, const Divisible& model) {
-  if (plan.stages.size() != 1) {
-    throw InputError(fmt::format("plan: {} stages; this version runs tensor parallel plans of one stage",
-                                 plan.stages.size()));
+namespace {
+
+void check_layers(const Plan& plan, int layers) {
+  int next = 0;
+  bool in_order = true;
+  std::vector<std::string> ranges;
+  for (const auto& stage : plan.stages) {
+    ranges.push_back(fmt::format("{} to {}", stage.first_layer, stage.end_layer));
+    in_order &= stage.first_layer == next && stage.end_layer > next;
+    next = stage.end_layer;
   }
-  if (plan.world_size() > limits::ranks) {
-    throw InputError(fmt::format("{} ranks; at most {} are possible", plan.world_size(), limits::ranks));
-  }
-  const Stage& stage = plan.stages.front();
-  if (stage.first_layer != 0 || stage.end_layer != model.layers) {
-    throw InputError(fmt::format("plan: the stage has layers {} to {}, but the model has layers 0 to {}",
-                                 stage.first_layer, stage.end_layer, model.layers));
-  }
+  if (in_order && next == layers) return;
+  throw InputError(
+      fmt::format("plan: its stages have layers {}; give each of the model's layers, 0 to {}, to one stage, "
+                  "in order",
+                  fmt::join(ranges, ", "), layers));
+}
+
+void check_stage(const Stage& stage, const Divisible& model) {
   const int ranks = static_cast<int>(stage.ranks.size());
   if (ranks > model.query_heads) {
     throw InputError(fmt::format(
@@ -159,6 +218,16 @@ void validate(const Plan& plan, const Divisible& model) {
   if (model.shared_columns > 0) check("shared experts", model.shared_columns);
   if (model.experts > 0) check("experts", std::max(model.experts, model.expert_columns));
   check("vocabulary", model.vocabulary);
+}
+
+}  // namespace
+
+void validate(const Plan& plan, const Divisible& model) {
+  if (plan.world_size() > limits::ranks) {
+    throw InputError(fmt::format("{} ranks; at most {} are possible", plan.world_size(), limits::ranks));
+  }
+  check_layers(plan, model.layers);
+  for (const auto& stage : plan.stages) check_stage(stage, model);
 }
 
 ExpertSplit expert_split_of(int ranks, const Divisible& model) {

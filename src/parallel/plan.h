@@ -26,16 +26,36 @@ struct Stage {
   std::vector<PlannedRank> ranks;
 };
 
+// Where a rank stands among the stages. Rank i of a stage takes rows from rank i mod n of the n before it.
+struct Place {
+  int stages = 1, stage = 0;
+  int rank = 0;              // in its stage
+  int source = -1;           // the rank that its rows come from; -1: it has the first layers
+  std::vector<int> targets;  // those that its rows go to; empty: it has the last layers, or others send them
+  int output_rank = 0;       // of those with the last layers, the one that sends logits to rank 0
+
+  bool first() const { return stage == 0; }
+  bool last() const { return stage + 1 == stages; }
+};
+
 struct Plan {
   std::vector<Stage> stages;
 
   int world_size() const;
   bool all_local() const;
   const PlannedRank& rank(int rank) const;
+  Place place(int rank) const;
 };
 
 // One stage of equal shares, one rank a host.
 Plan tensor_parallel_plan(const std::vector<std::string>& hosts, int layers);
+
+// Layers of these sizes in consecutive ranges, one a stage, each of at least one layer and as near to an
+// equal size as they allow. Requires sizes.size() >= stages.
+std::vector<Range> split_layers(const std::vector<double>& sizes, int stages);
+
+// A stage of one rank for each host. InputError where there are more hosts than layers.
+Plan pipeline_plan(const std::vector<std::string>& hosts, const std::vector<double>& layer_sizes);
 
 // InputError names the field and the value that is wrong. Shares need not add up to 1 in the file.
 Plan plan_from_json(const nlohmann::json& json);
@@ -50,7 +70,8 @@ struct Divisible {
   int experts = 0;  // 0: none
   int expert_columns = 0, shared_columns = 0;
 };
-// InputError where the plan does not fit: layers missing or twice, more ranks in a stage than query heads.
+// InputError where the plan does not fit: layers missing, twice or out of order, more ranks in a stage than
+// query heads.
 void validate(const Plan& plan, const Divisible& model);
 
 // Columns of every expert, which loads ranks evenly; whole experts where there are more ranks than such cuts.

@@ -56,6 +56,10 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
   int size() override { return static_cast<int>(members_.size()); }
 
   std::shared_ptr<GroupImpl> split(int color, int key) override;
+  void exchange(std::vector<Transfer> transfers) {
+    for (auto& transfer : transfers) transfer.peer = members_[transfer.peer];
+    mesh_->exchange(operation(FrameKind::message, mx::uint8), transfers);
+  }
   TcpMesh& mesh() const { return *mesh_; }
 
   void all_sum(const mx::array& input, mx::array& output, mx::Stream stream) override {
@@ -338,6 +342,12 @@ TcpMesh* mesh_of(const mx::distributed::Group& group) {
 }
 
 }  // namespace
+
+void exchange(const mx::distributed::Group& group, std::vector<Transfer> transfers) {
+  auto* ours = dynamic_cast<TcpGroup*>(group.raw_group().get());
+  if (!ours) throw std::logic_error("messages between ranks need a tcp group");
+  ours->exchange(std::move(transfers));
+}
 
 void check(const mx::distributed::Group& group) {
   if (const auto* mesh = mesh_of(group)) mesh->check();

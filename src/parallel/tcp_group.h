@@ -87,6 +87,11 @@ mlx::core::distributed::Group join_tcp_group(const TcpListener& listener, int ra
                                              const std::vector<Endpoint>& endpoints,
                                              const std::string& secret, const TcpOptions& options = {});
 
+// Carries out messages to and from ranks of a tcp group, all at the same time, in the caller's thread, while
+// none of its streams has a collective under way. What a rank sends to another is received in that order.
+// ClusterError as a collective's.
+void exchange(const mlx::core::distributed::Group& group, std::vector<Transfer> transfers);
+
 // Throws the ClusterError that ended the group, if one did. Does nothing for groups of MLX's own backends.
 void check(const mlx::core::distributed::Group& group);
 

@@ -32,17 +32,21 @@ constexpr bool sanitized = false;
 
 struct Split {
   const char* name;
-  std::vector<double> shares;
-  bool sanitized;  // run under a sanitizer too
+  std::vector<std::vector<double>> stages;  // the shares of each one's ranks
+  bool sanitized;                           // run under a sanitizer too
 };
 
 const std::vector<Split>& splits() {
-  static const std::vector<Split> table{{"1 rank", {1}, true},
-                                        {"2 ranks", {1, 1}, false},
-                                        {"3 ranks", {1, 1, 1}, false},
-                                        {"4 ranks", {1, 1, 1, 1}, false},
-                                        {"2 unequal", {0.7, 0.3}, false},
-                                        {"3 unequal", {1, 5, 2}, true}};
+  static const std::vector<Split> table{{"1 rank", {{1}}, true},
+                                        {"2 ranks", {{1, 1}}, false},
+                                        {"3 ranks", {{1, 1, 1}}, false},
+                                        {"4 ranks", {{1, 1, 1, 1}}, false},
+                                        {"2 unequal", {{0.7, 0.3}}, false},
+                                        {"3 unequal", {{1, 5, 2}}, true},
+                                        {"2 stages", {{1}, {1}}, false},
+                                        {"3 stages", {{1}, {1}, {1}}, false},
+                                        {"2 x 2", {{1, 1}, {1, 1}}, false},
+                                        {"2 ranks, then 1", {{3, 1}, {1}}, true}};
   return table;
 }
 
@@ -78,12 +82,12 @@ double largest_difference(const std::vector<float>& a, const json& b) {
   return most;
 }
 
-// Whether the model has as many parts as the split has ranks.
+// Whether the model has as many layers and parts as the split needs.
 bool fits(const std::filesystem::path& model, const Split& split) {
   const auto config = models::load_config(model);
-  const std::vector<std::string> hosts(split.shares.size(), "local");
+  if (config.layers < static_cast<int>(split.stages.size())) return false;
   try {
-    parallel::validate(parallel::tensor_parallel_plan(hosts, config.layers), config.divisible());
+    parallel::validate(local_plan(split.stages, config.layers), config.divisible());
   } catch (const InputError&) {
     return false;
   }
@@ -99,7 +103,7 @@ std::size_t cases_tried(const Golden& golden, const Split& split, std::size_t al
   constexpr std::size_t few = 6, fewest = 2;
   if (sanitized) return std::min(all, fewest);
   const bool slow = golden.name.starts_with("tiny-") && golden.name.ends_with("bit");
-  return slow && split.shares.size() > 1 ? std::min(all, few) : all;
+  return slow && &split != &splits().front() ? std::min(all, few) : all;
 }
 
 // Mean negative log-likelihoods of one text.
@@ -124,7 +128,7 @@ void check_perplexity(Conductor& conductor, const json& perplexity) {
 void check_split(const Golden& golden, const Split& split, const json& expected) {
   SCOPED_TRACE(golden.name + " on " + split.name);
   if ((sanitized && !split.sanitized) || !fits(golden.model, split)) return;
-  const auto conductor = start_local(golden.model, split.shares);
+  const auto conductor = start_local(golden.model, split.stages);
   double most = 0;
   const auto& samples = expected["cases"];
   for (std::size_t i = 0; i < cases_tried(golden, split, samples.size()); ++i) {

@@ -24,11 +24,20 @@ inline nlohmann::json read_golden(const std::filesystem::path& file) {
   return nlohmann::json::parse(stream);
 }
 
+// Ranks on this machine: of each stage, the shares of its ranks.
+inline parallel::Plan local_plan(const std::vector<std::vector<double>>& stages, int layers) {
+  const auto ranges = parallel::split_layers(std::vector<double>(layers, 1), static_cast<int>(stages.size()));
+  parallel::Plan plan;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    plan.stages.push_back({ranges[i].begin, ranges[i].end, {}});
+    for (const double share : stages[i]) plan.stages.back().ranks.push_back({"local", share});
+  }
+  return plan;
+}
+
 inline std::unique_ptr<Conductor> start_local(const std::filesystem::path& model,
-                                              const std::vector<double>& shares) {
-  const auto config = models::load_config(model);
-  auto plan = parallel::tensor_parallel_plan(std::vector<std::string>(shares.size(), "local"), config.layers);
-  for (std::size_t i = 0; i < shares.size(); ++i) plan.stages[0].ranks[i].share = shares[i];
+                                              const std::vector<std::vector<double>>& stages) {
+  const auto plan = local_plan(stages, models::load_config(model).layers);
   return std::make_unique<Conductor>(ConductorOptions{.model = model.string(),
                                                       .plan = plan,
                                                       .device = "cpu",

@@ -2,11 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <deque>
 #include <functional>
 #include <limits>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "base/limits.h"
 
@@ -474,6 +477,99 @@ TEST(SchedulerTest, TimesAddUp) {
   EXPECT_EQ(second.queued_s, 1);  // the first chunk leaves no room for its prompt
   EXPECT_EQ(second.prefill_s, 1);
   EXPECT_EQ(second.decode_s, 0);
+}
+
+// Steps that are finished some time after they were started, in order, as pipeline stages give them back.
+struct Pipeline {
+  explicit Pipeline(int stages) : harness({vocabulary, context, stages}), depth(stages) {}
+
+  // One more step, or, where none can start or the stages are full, the oldest one's end.
+  void move() {
+    StepPlan plan = under_way.size() < depth ? harness.scheduler.next(harness.now_s) : StepPlan{};
+    if (!plan.empty()) {
+      auto rows = harness.runner.run(plan);
+      under_way.emplace_back(std::move(plan), std::move(rows));
+    } else {
+      ASSERT_FALSE(under_way.empty());
+      auto [oldest, rows] = std::move(under_way.front());
+      under_way.pop_front();
+      for (auto& event : harness.scheduler.finish(oldest, rows, harness.now_s))
+        harness.events.push_back(event);
+    }
+    most_under_way = std::max(most_under_way, under_way.size());
+  }
+  void run_all() {
+    for (int moves = 0; !harness.scheduler.idle() || !under_way.empty(); ++moves) {
+      ASSERT_LT(moves, 10'000);
+      move();
+    }
+  }
+
+  Harness harness;
+  std::size_t depth;
+  std::deque<std::pair<StepPlan, std::vector<float>>> under_way;
+  std::size_t most_under_way = 0;
+};
+
+TEST(SchedulerTest, StagesHaveSeveralStepsUnderWayAndAnswerAsOne) {
+  for (const int stages : {2, 3, 5}) {
+    Pipeline pipeline(stages);
+    const auto prompt = some_ids(5 * limits::stage_chunk_tokens + 3);
+    pipeline.harness.submit(greedy(1, prompt, 7));
+    pipeline.harness.submit(greedy(2, {4, 5}, 40));
+    pipeline.harness.submit(ScoreRequest{3, prompt, false, {1, limits::score_chunk_tokens + 9}});
+    for (std::uint64_t id = 4; id < 9; ++id) pipeline.harness.submit(greedy(id, some_ids(id), 20));
+    pipeline.run_all();
+    EXPECT_EQ(pipeline.harness.tokens(1), greedy_answer(prompt, 7));
+    EXPECT_EQ(pipeline.harness.tokens(2), greedy_answer({4, 5}, 40));
+    for (std::uint64_t id = 4; id < 9; ++id)
+      EXPECT_EQ(pipeline.harness.tokens(id), greedy_answer(some_ids(id), 20)) << id;
+    EXPECT_EQ(pipeline.harness.done(3).reason, FinishReason::end);
+    EXPECT_EQ(pipeline.most_under_way, static_cast<std::size_t>(stages));
+    EXPECT_EQ(pipeline.harness.runner.slots_held(), 0u);
+  }
+}
+
+TEST(SchedulerTest, APromptsChunksFillTheStages) {
+  Pipeline pipeline(3);
+  pipeline.harness.submit(greedy(1, some_ids(4 * limits::stage_chunk_tokens), 1));
+  for (const std::size_t under_way : {1, 2, 3}) {
+    pipeline.move();
+    EXPECT_EQ(pipeline.under_way.size(), under_way);
+    EXPECT_EQ(pipeline.under_way.back().first.sequences.front().tokens.size(),
+              static_cast<std::size_t>(limits::stage_chunk_tokens));
+  }
+}
+
+TEST(SchedulerTest, AnswersAreSharedOutOverTheStepsUnderWay) {
+  for (const auto& [answers, stages, sizes] : std::vector<std::tuple<int, int, std::vector<std::size_t>>>{
+           {1, 2, {1}}, {4, 2, {2, 2}}, {5, 2, {3, 2}}, {5, 3, {2, 2, 1}}, {2, 4, {1, 1}}}) {
+    Pipeline pipeline(stages);
+    for (int i = 0; i < answers; ++i) pipeline.harness.submit(greedy(i, {1, i}, 100));
+    while (pipeline.under_way.empty() || pipeline.harness.tokens(answers - 1).empty()) pipeline.move();
+    for (int i = 0; i < 40; ++i) pipeline.move();  // until it goes round
+    pipeline.depth = 0;
+    while (!pipeline.under_way.empty()) pipeline.move();
+    pipeline.depth = stages;
+    for (const std::size_t size : sizes) {
+      pipeline.move();
+      EXPECT_EQ(pipeline.under_way.back().first.sequences.size(), size) << answers << " over " << stages;
+    }
+  }
+}
+
+TEST(SchedulerTest, ARequestCancelledWithStepsUnderWayEndsOnce) {
+  for (int moves = 1; moves < 12; ++moves) {
+    Pipeline pipeline(3);
+    pipeline.harness.submit(greedy(1, some_ids(3 * limits::stage_chunk_tokens), 9));
+    pipeline.harness.submit(ScoreRequest{2, some_ids(5)});
+    for (int i = 0; i < moves; ++i) pipeline.move();
+    EXPECT_EQ(pipeline.harness.submit(Cancel{1}).size(), 1u);
+    pipeline.run_all();
+    EXPECT_EQ(pipeline.harness.done(1).reason, FinishReason::cancelled);
+    EXPECT_EQ(pipeline.harness.done(2).reason, FinishReason::end);
+    EXPECT_EQ(pipeline.harness.runner.slots_held(), 0u);
+  }
 }
 
 }  // namespace

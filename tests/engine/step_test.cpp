@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "models/families.h"
+#include "parallel/ranks.h"
 #include "parallel/tcp_group.h"
 #include "weights/checkpoint.h"
 
@@ -114,18 +115,37 @@ TEST(StepPlanTest, RandomBytesNeverGiveNonsense) {
   }
 }
 
+// All of the demo model, or what one stage has of it.
+class DemoModel {
+ public:
+  DemoModel() { mlx::core::set_default_device(mlx::core::Device::cpu); }
+
+  models::Decoder decoder(parallel::Range layers) const {
+    const auto shard = parallel::shard_of(config.sizes, {1}, 0);
+    const weights::ShardedWeights weights(checkpoint_, models::shard_rules(config, checkpoint_, layers),
+                                          config.formats, shard, layers.begin, layers.end);
+    return models::make_decoder(config, shard, weights, layers);
+  }
+  StepRunner runner() const { return {decoder({0, config.layers}), {parallel::single_rank_group()}}; }
+
+ private:
+  std::filesystem::path folder_ = std::filesystem::path(TANDEM_SOURCE_DIR) / "assets/demo-model";
+
+ public:
+  models::ModelConfig config = models::load_config(folder_);
+
+ private:
+  weights::Checkpoint checkpoint_{folder_};
+};
+
+std::vector<float> run(StepRunner& runner, const StepPlan& plan) {
+  runner.start(plan);
+  return runner.finish();
+}
+
 class StepRunnerTest : public testing::Test {
  protected:
-  static StepRunner demo_runner() {
-    const std::filesystem::path folder = std::filesystem::path(TANDEM_SOURCE_DIR) / "assets/demo-model";
-    mlx::core::set_default_device(mlx::core::Device::cpu);
-    const auto config = models::load_config(folder);
-    const auto shard = parallel::shard_of(config.sizes, {1}, 0);
-    const weights::Checkpoint checkpoint(folder);
-    const weights::ShardedWeights weights(checkpoint, models::shard_rules(config, checkpoint), config.formats,
-                                          shard, 0, config.layers);
-    return {models::make_decoder(config, shard, weights), {parallel::single_rank_group()}};
-  }
+  static StepRunner demo_runner() { return DemoModel().runner(); }
 
   // Products sum in an order that does not depend on the rows with them, so that steps differ in attention
   // alone: sums of 32 and of the row's positions, 6 layers, logits up to 20.
@@ -139,35 +159,102 @@ class StepRunnerTest : public testing::Test {
 TEST_F(StepRunnerTest, ChunksAndNeighboursDoNotChangeLogits) {
   StepRunner runner = demo_runner();
   const std::vector<int> ids{5, 100, 7, 300, 42, 900, 8}, other{9, 9, 10};
-  const auto whole = runner.run({{}, {{0, ids, {0, 1, 2, 3, 4, 5, 6}}}});
+  const auto whole = run(runner, {{}, {{0, ids, {0, 1, 2, 3, 4, 5, 6}}}});
   ASSERT_EQ(whole.size(), ids.size() * vocabulary);
   const auto row = [&](std::size_t i) { return std::span(whole).subspan(i * vocabulary, vocabulary); };
-  const auto alone = runner.run({{0}, {{1, other, {2}}}});
+  const auto alone = run(runner, {{0}, {{1, other, {2}}}});
 
   // The same ids in three steps, beside another sequence; wanted rows come in the order of the plan.
-  EXPECT_TRUE(runner.run({{1}, {{2, {5, 100, 7}, {}}}}).empty());
-  const auto mixed = runner.run({{}, {{2, {300, 42}, {0, 1}}, {3, other, {2}}}});
+  EXPECT_TRUE(run(runner, {{1}, {{2, {5, 100, 7}, {}}}}).empty());
+  const auto mixed = run(runner, {{}, {{2, {300, 42}, {0, 1}}, {3, other, {2}}}});
   ASSERT_EQ(mixed.size(), 3 * vocabulary);
   expect_close(std::span(mixed).first(vocabulary), row(3));
   expect_close(std::span(mixed).subspan(vocabulary, vocabulary), row(4));
   expect_close(std::span(mixed).subspan(2 * vocabulary), alone);
-  const auto last = runner.run({{}, {{2, {900, 8}, {1}}}});
+  const auto last = run(runner, {{}, {{2, {900, 8}, {1}}}});
   expect_close(last, row(6));
 }
 
 TEST_F(StepRunnerTest, AReleasedSlotIsFreedAndStartsEmpty) {
   StepRunner runner = demo_runner();
   EXPECT_EQ(runner.cache_bytes(), 0u);
-  const auto first = runner.run({{}, {{0, {5, 6}, {1}}}});
+  const auto first = run(runner, {{}, {{0, {5, 6}, {1}}}});
   // 6 layers of keys and values, 4 heads of 32 floats, 256 positions.
   EXPECT_EQ(runner.cache_bytes(), 6u * 2 * 4 * 32 * 4 * 256);
-  const auto second = runner.run({{}, {{1, {5, 6}, {1}}}});
+  const auto second = run(runner, {{}, {{1, {5, 6}, {1}}}});
   EXPECT_EQ(runner.cache_bytes(), 2u * 6 * 2 * 4 * 32 * 4 * 256);
   EXPECT_EQ(first, second);
-  EXPECT_TRUE(runner.run({{0, 1}, {}}).empty());
+  EXPECT_TRUE(run(runner, {{0, 1}, {}}).empty());
   EXPECT_EQ(runner.cache_bytes(), 0u);
-  EXPECT_EQ(runner.run({{}, {{0, {5, 6}, {1}}}}), first);
-  EXPECT_EQ(runner.run({{0, 17}, {{0, {5, 6}, {1}}}}), first);  // dropped first; 17 was never there
+  EXPECT_EQ(run(runner, {{}, {{0, {5, 6}, {1}}}}), first);
+  EXPECT_EQ(run(runner, {{0, 17}, {{0, {5, 6}, {1}}}}), first);  // dropped first; 17 was never there
+}
+
+// Steps of three sequences, with and without wanted rows, and one that only drops a cache.
+std::vector<StepPlan> mixed_plans() {
+  const auto ids = [](int size, int seed) {
+    std::vector<int> ids;
+    for (int i = 0; i < size; ++i) ids.push_back((i * 31 + seed * 77 + i * i) % 1024);
+    return ids;
+  };
+  return {{{}, {{0, ids(40, 1), {}}}},
+          {{}, {{1, ids(30, 2), {29}}, {0, ids(9, 3), {8}}}},
+          {{}, {{2, ids(12, 4), {0, 5, 11}}}},
+          {{}, {{0, {5}, {0}}}},
+          {{1}, {}},
+          {{}, {{2, {7}, {0}}}},
+          {{}, {{1, ids(20, 5), {}}}},
+          {{0}, {{2, {8, 9}, {1}}, {1, {4}, {0}}}}};
+}
+
+TEST_F(StepRunnerTest, StagesGiveTheBitsOfAllLayersWithAnyNumberOfStepsUnderWay) {
+  const DemoModel model;
+  const auto plans = mixed_plans();
+  std::vector<std::vector<float>> expected;
+  StepRunner whole = model.runner();
+  for (const auto& plan : plans) expected.push_back(run(whole, plan));
+  for (const int stages : {2, 3, 6}) {
+    const auto ranges = parallel::split_layers(std::vector<double>(6, 1), stages);
+    parallel::Plan plan;
+    for (const auto& range : ranges) plan.stages.push_back({range.begin, range.end, {{}}});
+    for (const std::size_t most_under_way : {1, 2, 100}) {
+      SCOPED_TRACE(std::to_string(stages) + " stages, steps under way: " + std::to_string(most_under_way));
+      const parallel::MeetingPoint meeting(stages);
+      const auto errors = parallel::run_ranks(stages, [&](int rank) {
+        StepRunner runner(model.decoder(ranges[rank]), {parallel::single_rank_group()}, meeting.group(rank),
+                          plan.place(rank));
+        std::size_t finished = 0;
+        for (std::size_t i = 0; i < plans.size(); ++i) {
+          runner.start(plans[i]);
+          if (rank == 0 && i + 1 - finished == most_under_way) {
+            EXPECT_EQ(runner.finish(), expected[finished++]);
+          }
+        }
+        while (rank == 0 && finished < plans.size()) EXPECT_EQ(runner.finish(), expected[finished++]);
+      });
+      EXPECT_EQ(errors, std::vector<std::string>(stages));
+    }
+  }
+}
+
+// More than sockets hold on their way: the first stage has to take logits off the last, which could not read
+// on otherwise.
+TEST_F(StepRunnerTest, LogitsAreTakenInWhileRowsGoOut) {
+  const DemoModel model;
+  const parallel::Plan plan = {{{0, 3, {{}}}, {3, 6, {{}}}}};
+  std::vector<int> rows(256);
+  for (int i = 0; i < 256; ++i) rows[i] = i;
+  const parallel::MeetingPoint meeting(2);
+  const auto errors = parallel::run_ranks(2, [&](int rank) {
+    StepRunner runner(model.decoder({3 * rank, 3 * rank + 3}), {parallel::single_rank_group()},
+                      meeting.group(rank), plan.place(rank));
+    constexpr int steps = 48;
+    for (int step = 0; step < steps; ++step)
+      runner.start({step > 0 ? std::vector<int>{step - 1} : std::vector<int>{}, {{step, rows, rows}}});
+    for (int step = 0; rank == 0 && step < steps; ++step)
+      EXPECT_EQ(runner.finish().size(), rows.size() * vocabulary);
+  });
+  EXPECT_EQ(errors, std::vector<std::string>(2));
 }
 
 }  // namespace

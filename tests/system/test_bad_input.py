@@ -123,7 +123,7 @@ def run_bytes(args):
 
 
 PLANS = {
-    "two stages": ([{"layers": [0, 3], "ranks": [{}]}, {"layers": [3, 6], "ranks": [{}]}], ["2 stages"]),
+    "layers in two stages": ([{"layers": [0, 4], "ranks": [{}]}, {"layers": [3, 6], "ranks": [{}]}], ["0 to 4, 3 to 6"]),
     "layers missing": ([{"layers": [0, 5], "ranks": [{}]}], ["0 to 5", "0 to 6"]),
     "share of nothing": ([{"layers": [0, 6], "ranks": [{"share": 0}]}], ["share", "0"]),
     "no ranks": ([{"layers": [0, 6], "ranks": []}], ["ranks"]),

@@ -70,6 +70,13 @@ def test_ranks_share_random_weights(shape):
     assert sum(part["weight_bytes"] for part in parts) == alone["weight_bytes"] + alone["replicated_bytes"]
 
 
+def test_stages_make_only_their_layers(shape):
+    alone = bench("--shape", shape, "--bits", 4)["ranks"][0]
+    parts = bench("--shape", shape, "--bits", 4, "--ranks", 2, "--plan", "pp", "--batch", 3)["ranks"]
+    assert sum(part["weight_bytes"] for part in parts) == alone["weight_bytes"]
+    assert sum(part["step_bytes"] for part in parts) == alone["step_bytes"]
+
+
 def test_group_changes_the_scales(shape):
     per_weight = {group: bench("--shape", shape, "--bits", 4, "--group", group)["ranks"][0]["weight_bytes"]
                   for group in (32, 64, 128)}
@@ -95,6 +102,10 @@ WRONG = {
     "missing shape": (["--shape", "/no/shape.json"], ["/no/shape.json"]),
     "shape of another family": (["--shape", DEMO_MODEL / "generation_config.json"], ["model_type"]),
     "longer than the context": ([DEMO_MODEL, "--prompt", 5000], ["5000 tokens", "context"]),
+    "more stages than layers": ([DEMO_MODEL, "--plan", "pp", "--ranks", 7], ["7 pipeline stages", "6 layers"]),
+    "stages without tcp": ([DEMO_MODEL, "--plan", "pp", "--ranks", 2, "--backend", "ring"], ["--backend ring", "tcp"]),
+    "no such plan": ([DEMO_MODEL, "--plan", "/no/plan.json"], ["/no/plan.json"]),
+    "a plan's own ranks": ([DEMO_MODEL, "--plan", "/no/plan.json", "--ranks", 2], ["--ranks", "names the ranks itself"]),
     "no repeats": ([DEMO_MODEL, "--repeat", 0], ["--repeat"]),
 }
 

@@ -14,18 +14,18 @@ LONG_STORY = ["run", str(DEMO_MODEL), "Tell me a story about Tom and a shell.", 
               str(LONG_SEED)]
 
 
-def start_long_answer(ranks):
+def start_long_answer(ranks, plan="tp"):
     """A run in the middle of its answer, with the pids of its workers in order of rank."""
-    process = subprocess.Popen([PROGRAM, *LONG_STORY, "--ranks", str(ranks)], stdin=subprocess.DEVNULL,
+    process = subprocess.Popen([PROGRAM, *LONG_STORY, "--ranks", str(ranks), "--plan", plan], stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.read(1)
     return process, sorted(children(process.pid))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("ranks, plan, rank", [(2, "tp", 0), (2, "tp", 1), (3, "pp", 0), (3, "pp", 1), (3, "pp", 2)])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_worker_is_named_at_once(rank, how):
-    process, workers = start_long_answer(2)
+def test_a_killed_worker_is_named_at_once(ranks, plan, rank, how):
+    process, workers = start_long_answer(ranks, plan)
     os.kill(workers[rank], how)
     started = time.monotonic()
     _, err = process.communicate(timeout=20)
@@ -46,8 +46,9 @@ def test_workers_die_with_the_conductor(how):
     assert wait_until(lambda: not any(is_alive(pid) for pid in workers), 3)
 
 
-def test_ctrl_c_stops_the_answer():
-    process, workers = start_long_answer(2)
+@pytest.mark.parametrize("plan", ["tp", "pp"])
+def test_ctrl_c_stops_the_answer(plan):
+    process, workers = start_long_answer(2, plan)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -51,6 +51,34 @@ def test_ranks_hold_the_model_once_and_norms_each():
         assert max(part["weight_bytes"] for part in parts) < alone["weight_bytes"] * 1.2 / ranks + alone["replicated_bytes"]
 
 
+def test_stages_hold_the_layers_once_and_give_the_bits_of_one_rank(tmp_path):
+    alone = run_json(DEMO_MODEL, "Hi")["ranks"][0]
+    logits = run_tandem("logits", DEMO_MODEL, "--ids", "5,100,7,300,42").stdout
+    shapes = {"two": ["--plan", "pp", "--ranks", 2], "three": ["--plan", "pp", "--hosts", "local,local,local"]}
+    layers = lambda *ends: [{"layers": [first, end], "ranks": [{}]} for first, end in zip((0, *ends), ends)]
+    for name, stages in {"uneven": layers(1, 6), "six": layers(1, 2, 3, 4, 5, 6)}.items():
+        shapes[name] = ["--plan", tmp_path / name]
+        (tmp_path / name).write_text(json.dumps({"stages": stages}))
+    for name, flags in shapes.items():
+        parts = run_json(DEMO_MODEL, "What is 29 + 31?", *flags)
+        assert parts["text"] == "29 + 31 = 60.", name
+        assert sum(part["weight_bytes"] for part in parts["ranks"]) == alone["weight_bytes"], name
+        assert run_tandem("logits", DEMO_MODEL, "--ids", "5,100,7,300,42", *flags).stdout == logits, name
+    halves = [part["weight_bytes"] for part in run_json(DEMO_MODEL, "Hi", *shapes["two"])["ranks"]]
+    assert max(halves) < 0.51 * alone["weight_bytes"]
+
+
+def test_stages_of_two_ranks_share_each_layer(tmp_path):
+    alone = run_json(DEMO_MODEL, "Hi")["ranks"][0]
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"stages": [{"layers": [0, 3], "ranks": [{}, {}]}, {"layers": [3, 6], "ranks": [{}, {}]}]}))
+    answer = run_json(DEMO_MODEL, "What is 29 + 31?", "--plan", plan)
+    assert answer["text"] == "29 + 31 = 60."
+    sizes = [part["weight_bytes"] for part in answer["ranks"]]
+    assert sum(sizes) == alone["weight_bytes"] + alone["replicated_bytes"]
+    assert max(sizes) < 0.26 * alone["weight_bytes"]
+
+
 def test_threads_and_pinned_cores_change_no_answer():
     core = min(os.sched_getaffinity(0))
     ask = lambda *flags: run_json(DEMO_MODEL, "What is 29 + 31?", *flags)

@@ -1,0 +1,45 @@
+#include "parallel/messages.h"
+
+#include <fmt/format.h>
+
+#include <cassert>
+#include <span>
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "parallel/tcp_group.h"
+
+namespace tandem::parallel {
+namespace {
+
+// A message tells no length: it goes before.
+using Length = std::uint32_t;
+
+void send(const mlx::core::distributed::Group& group, std::span<const char> bytes) {
+  std::vector<Transfer> transfers;
+  for (int rank = 0; rank < group.size(); ++rank) {
+    if (rank != group.rank()) transfers.push_back({rank, bytes, std::nullopt});
+  }
+  exchange(group, std::move(transfers));
+}
+
+}  // namespace
+
+void send_to_all(const mlx::core::distributed::Group& group, const std::vector<std::uint8_t>& bytes) {
+  assert(bytes.size() <= limits::broadcast_bytes);
+  const auto length = static_cast<Length>(bytes.size());
+  send(group, {reinterpret_cast<const char*>(&length), sizeof(length)});
+  send(group, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+std::vector<std::uint8_t> receive_from(const mlx::core::distributed::Group& group, int source) {
+  Length length = 0;
+  exchange(group, {{source, std::nullopt, std::span(reinterpret_cast<char*>(&length), sizeof(length))}});
+  if (length > limits::broadcast_bytes)
+    throw ClusterError(fmt::format("rank {} sends a message of {} bytes, which is too long", source, length));
+  std::vector<std::uint8_t> bytes(length);
+  exchange(group, {{source, std::nullopt, std::span(reinterpret_cast<char*>(bytes.data()), length)}});
+  return bytes;
+}
+
+}  // namespace tandem::parallel
