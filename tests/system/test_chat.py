@@ -76,13 +76,20 @@ def test_answers_in_turn_and_leaves_on_ctrl_d(chat):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat):
-    # This seed's noise goes on for hundreds of tokens, and many ranks on few cores take long for each.
-    terminal = chat("run", DEMO_MODEL, "--temperature", 5, "--seed", LONG_SEED, "--ranks", 4)
+    # This seed's noise goes on for hundreds of tokens.
+    terminal = chat("run", DEMO_MODEL, "--temperature", 5, "--seed", LONG_SEED, "--ranks", 2)
     terminal.prompt()
-    terminal.type("Tell me a story about Tom and a shell.\r")
-    terminal.wait_for(r"shell\.\r\n[\s\S]{100}")
-    terminal.type("\x03")
-    terminal.prompt("stopped by Ctrl-C")
+    for _ in range(8):
+        terminal.type("Tell me a story about Tom and a shell.\r")
+        terminal.wait_for(r"shell\.\r\n[\s\S]{100}")
+        terminal.type("\x03")
+        if terminal.wait_for(r"prompt \d+ tokens, \d+ tokens/s( · stopped by Ctrl-C)?[^>]*> ")[1]:
+            break
+        # A busy machine showed the words when the answer was over, two seconds late.
+        terminal.type("/clear\r")
+        terminal.prompt()
+    else:
+        pytest.fail("no answer was stopped")
     terminal.type("half a line\x03/exit\r")
     assert terminal.process.wait(10) == 0
 
