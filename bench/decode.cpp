@@ -50,7 +50,7 @@ models::Decoder random_model(const std::string& file, const std::string& bits) {
   json["torch_dtype"] = "bfloat16";
   if (bits != "bf16") json["quantization"] = {{"group_size", 64}, {"bits", std::stoi(bits)}};
   const auto config = models::parse_config(json);
-  const weights::RandomSource source(mx::bfloat16, bits == "bf16" ? 0 : std::stoi(bits));
+  weights::RandomSource source(mx::bfloat16, bits == "bf16" ? 0 : std::stoi(bits));
   const auto shard =
       parallel::shard_of(config.sizes, {1.0}, 0, parallel::expert_split_of(1, config.divisible()));
   const parallel::Range layers{0, config.layers};

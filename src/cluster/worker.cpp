@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <filesystem>
 #include <memory>
 #include <thread>
 
@@ -32,6 +33,7 @@
 #include "parallel/tcp_group.h"
 #include "weights/checkpoint.h"
 #include "weights/random_source.h"
+#include "weights/remote_source.h"
 
 namespace tandem::cluster {
 namespace {
@@ -110,7 +112,12 @@ parallel::Endpoint to_endpoint(const Listening& listening) {
   return {listening.addresses, static_cast<std::uint16_t>(listening.port)};
 }
 
-mx::distributed::Group join_group(ControlChannel& channel, const Start& start, const parallel::Plan& plan) {
+struct World {
+  mx::distributed::Group group;
+  bool tcp;  // the data plane that takes messages
+};
+
+World join_group(ControlChannel& channel, const Start& start, const parallel::Plan& plan) {
   parallel::TcpListener listener(start.loopback);
   const auto& endpoint = listener.endpoint();
   // MLX takes the port: a peer must not reach us there first.
@@ -132,11 +139,12 @@ mx::distributed::Group join_group(ControlChannel& channel, const Start& start, c
     listener.close();
     const auto group = parallel::join_mlx_group(backend, start.rank, endpoints);
     if (backend == "nccl") mx::set_default_device({mx::Device::gpu, start.rank});  // a GPU for each rank
-    return group;
+    return {group, false};
   }
-  return parallel::join_tcp_group(
-      listener, start.rank, endpoints, join.secret,
-      {.wire = start.wire == "bfloat16" ? parallel::Wire::bfloat16 : parallel::Wire::float32});
+  return {parallel::join_tcp_group(
+              listener, start.rank, endpoints, join.secret,
+              {.wire = start.wire == "bfloat16" ? parallel::Wire::bfloat16 : parallel::Wire::float32}),
+          true};
 }
 
 // Of the ranks that share the stage's matrices. Every rank of `world` calls it.
@@ -147,17 +155,55 @@ mx::distributed::Group stage_group(const parallel::Plan& plan, const parallel::P
   return shared ? world.split(place.stage) : parallel::single_rank_group();
 }
 
-std::unique_ptr<weights::Source> open_weights(const Start& start, const models::ModelConfig& config) {
-  if (start.shape.is_null()) return std::make_unique<weights::Checkpoint>(start.model);
-  const bool bfloat16 = start.shape.value("torch_dtype", "") == "bfloat16";
-  return std::make_unique<weights::RandomSource>(bfloat16 ? mx::bfloat16 : mx::float16,
-                                                 config.formats.all ? config.formats.all->bits : 0);
+struct Model {
+  models::ModelConfig config;
+  std::unique_ptr<weights::Source> source;
+};
+
+Model random_model(const json& shape) {
+  auto config = models::parse_config(shape);
+  const mx::Dtype dtype = shape.value("torch_dtype", "") == "bfloat16" ? mx::bfloat16 : mx::float16;
+  const int bits = config.formats.all ? config.formats.all->bits : 0;
+  return {std::move(config), std::make_unique<weights::RandomSource>(dtype, bits)};
+}
+
+// From this machine's files, after their slices have gone to the ranks that lack them; or from another rank.
+Model open_model(const Start& start, const World& world) {
+  if (!start.shape.is_null()) return random_model(start.shape);
+  const auto [giver, takers] = weights::supply_of(world.group, weights::is_checkpoint(start.model));
+  if (giver < 0) {
+    // A folder with all but the weights is a damaged model: let it say so.
+    if (std::filesystem::exists(std::filesystem::path(start.model) / "config.json")) {
+      const weights::Checkpoint damaged(start.model);
+    }
+    throw InputError(fmt::format(
+        "no rank's machine has the model's files in {}: give this machine a rank (host \"local\"), "
+        "or put the folder on one of the others",
+        start.model));
+  }
+  if (!takers.empty() && !world.tcp) {
+    throw InputError(
+        fmt::format("rank {}'s machine lacks the model's files in {}: put them there, or have them sent by "
+                    "--backend tcp",
+                    takers.front(), start.model));
+  }
+  if (std::find(takers.begin(), takers.end(), start.rank) != takers.end()) {
+    auto source = std::make_unique<weights::RemoteSource>(world.group, giver);
+    auto config = models::parse_config(source->config());
+    return {std::move(config), std::move(source)};
+  }
+  auto config = models::load_config(start.model);
+  auto checkpoint = std::make_unique<weights::Checkpoint>(start.model);
+  // Before its own part, during which the others would wait without a word.
+  if (start.rank == giver && !takers.empty()) weights::give_slices(world.group, *checkpoint, takers);
+  return {std::move(config), std::move(checkpoint)};
 }
 
 engine::StepRunner load(ControlChannel& channel, const Start& start, const models::ModelConfig& config,
-                        const parallel::Plan& plan, const mx::distributed::Group& world, mx::Device device) {
+                        weights::Source& source, const parallel::Plan& plan,
+                        const mx::distributed::Group& world, const mx::distributed::Group& group,
+                        mx::Device device) {
   const parallel::Place place = plan.place(start.rank);
-  const auto group = stage_group(plan, place, world);
   const parallel::Stage& stage = plan.stages[place.stage];
   const parallel::Range layers{stage.first_layer, stage.end_layer};
   std::vector<double> shares;
@@ -166,15 +212,15 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
       parallel::shard_of(config.sizes, shares, place.rank,
                          parallel::expert_split_of(static_cast<int>(stage.ranks.size()), config.divisible()));
 
-  const auto source = open_weights(start, config);
   Progress progress;
-  const weights::ShardedWeights weights(*source, models::shard_rules(config, *source, layers), config.formats,
+  const weights::ShardedWeights weights(source, models::shard_rules(config, source, layers), config.formats,
                                         shard, layers.begin, layers.end, [&](std::uint64_t bytes) {
                                           progress.read_bytes += bytes;
                                           channel.send({{"progress", progress}});
                                         });
   progress.total_bytes = weights.bytes();
   auto model = models::make_decoder(config, shard, weights, layers);
+  source.finish();
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = gpu ? model.layers.front().attention_norm.dtype() : mx::float32;
   channel.send({{"ready", Ready{.weight_bytes = weights.bytes(),
@@ -298,15 +344,16 @@ void serve(ControlChannel& channel) {
                                                           : kernels::Activations::automatic);
   mx::set_default_device(device);
   const auto plan = parallel::plan_from_json(start.plan);
-  models::ModelConfig config =
-      start.shape.is_null() ? models::load_config(start.model) : models::parse_config(start.shape);
+  const World world = join_group(channel, start, plan);
+  const auto& group = world.group;
+  const auto stage = stage_group(plan, plan.place(start.rank), group);  // before messages are under way
+  auto [config, source] = open_model(start, world);
   parallel::validate(plan, config.divisible());
   config.formats.fp8_as = start.fp8 == "float32" ? weights::Fp8As::float32
                           : start.fp8 == "8bit"  ? weights::Fp8As::quantised
                                                  : weights::Fp8As::bfloat16;
-  const auto group = join_group(channel, start, plan);
   const int stages = static_cast<int>(plan.stages.size());
-  Work work(channel, load(channel, start, config, plan, group, device), group, stages > 1);
+  Work work(channel, load(channel, start, config, *source, plan, group, stage, device), group, stages > 1);
   channel.expect<json>("go");
   parallel::set_timeout(group, stages > 1 ? limits::stage_collective : limits::step_collective);
   if (start.rank == 0) {

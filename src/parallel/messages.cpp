@@ -15,21 +15,29 @@ namespace {
 // A message tells no length: it goes before.
 using Length = std::uint32_t;
 
-void send(const mlx::core::distributed::Group& group, std::span<const char> bytes) {
+void send(const mlx::core::distributed::Group& group, const std::vector<int>& ranks,
+          std::span<const char> bytes) {
   std::vector<Transfer> transfers;
-  for (int rank = 0; rank < group.size(); ++rank) {
-    if (rank != group.rank()) transfers.push_back({rank, bytes, std::nullopt});
-  }
+  for (const int rank : ranks) transfers.push_back({rank, bytes, std::nullopt});
   exchange(group, std::move(transfers));
 }
 
 }  // namespace
 
-void send_to_all(const mlx::core::distributed::Group& group, const std::vector<std::uint8_t>& bytes) {
+void send_to(const mlx::core::distributed::Group& group, const std::vector<int>& ranks,
+             const std::vector<std::uint8_t>& bytes) {
   assert(bytes.size() <= limits::broadcast_bytes);
   const auto length = static_cast<Length>(bytes.size());
-  send(group, {reinterpret_cast<const char*>(&length), sizeof(length)});
-  send(group, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  send(group, ranks, {reinterpret_cast<const char*>(&length), sizeof(length)});
+  send(group, ranks, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+void send_to_all(const mlx::core::distributed::Group& group, const std::vector<std::uint8_t>& bytes) {
+  std::vector<int> others;
+  for (int rank = 0; rank < group.size(); ++rank) {
+    if (rank != group.rank()) others.push_back(rank);
+  }
+  send_to(group, others, bytes);
 }
 
 std::vector<std::uint8_t> receive_from(const mlx::core::distributed::Group& group, int source) {

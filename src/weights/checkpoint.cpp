@@ -20,7 +20,29 @@ using nlohmann::json;
 constexpr const char* single_file = "model.safetensors";
 constexpr const char* index_file = "model.safetensors.index.json";
 
-// The type of a tensor that is read as `element`; `where` names it.
+// Tensor name → file name, from the index.
+std::map<std::string, std::string> read_index(const fs::path& file) {
+  const json index = read_json_file(file);
+  if (!index.contains("weight_map") || !index["weight_map"].is_object()) {
+    throw InputError(fmt::format("{}: it has no \"weight_map\" object", file.string()));
+  }
+  std::map<std::string, std::string> map;
+  for (const auto& [name, shard] : index["weight_map"].items()) {
+    if (!shard.is_string() || shard.get<std::string>().find('/') != std::string::npos) {
+      throw InputError(
+          fmt::format("{}: \"{}\" is in {}, which is no file name", file.string(), name, shard.dump()));
+    }
+    map[name] = shard.get<std::string>();
+  }
+  return map;
+}
+
+}  // namespace
+
+bool is_checkpoint(const fs::path& folder) {
+  return fs::exists(folder / single_file) || fs::exists(folder / index_file);
+}
+
 mx::Dtype to_mlx(const std::string& where, const std::string& dtype, Element element) {
   if (element == Element::codes && dtype == "U32") return mx::uint32;
   if (element == Element::codes)
@@ -41,24 +63,12 @@ mx::Dtype to_mlx(const std::string& where, const std::string& dtype, Element ele
   throw InputError(fmt::format("{} is {}; this version reads F32, F16 and BF16 here", where, dtype));
 }
 
-// Tensor name → file name, from the index.
-std::map<std::string, std::string> read_index(const fs::path& file) {
-  const json index = read_json_file(file);
-  if (!index.contains("weight_map") || !index["weight_map"].is_object()) {
-    throw InputError(fmt::format("{}: it has no \"weight_map\" object", file.string()));
-  }
-  std::map<std::string, std::string> map;
-  for (const auto& [name, shard] : index["weight_map"].items()) {
-    if (!shard.is_string() || shard.get<std::string>().find('/') != std::string::npos) {
-      throw InputError(
-          fmt::format("{}: \"{}\" is in {}, which is no file name", file.string(), name, shard.dump()));
-    }
-    map[name] = shard.get<std::string>();
-  }
-  return map;
+std::uint64_t slice_bytes(const TensorInfo& info, const Slice& slice) {
+  const std::uint64_t all = info.end - info.begin;
+  const int axis = slice.axis;
+  if (axis < 0 || axis >= static_cast<int>(info.shape.size()) || info.shape[axis] == 0) return all;
+  return all / static_cast<std::uint64_t>(info.shape[axis]) * static_cast<std::uint64_t>(slice.part.size());
 }
-
-}  // namespace
 
 Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   if (!fs::is_directory(folder)) throw InputError(fmt::format("{} is no folder", folder.string()));
@@ -95,12 +105,14 @@ const Checkpoint::Place& Checkpoint::place(const std::string& name) const {
   return found->second;
 }
 
+TensorTable Checkpoint::tensors() const {
+  TensorTable table;
+  for (const auto& [name, place] : where_) table.emplace(name, *place.tensor);
+  return table;
+}
+
 std::uint64_t Checkpoint::bytes(const Slice& slice) const {
-  const TensorInfo& info = *place(slice.name).tensor;
-  const std::uint64_t all = info.end - info.begin;
-  const int axis = slice.axis;
-  if (axis < 0 || axis >= static_cast<int>(info.shape.size()) || info.shape[axis] == 0) return all;
-  return all / static_cast<std::uint64_t>(info.shape[axis]) * static_cast<std::uint64_t>(slice.part.size());
+  return slice_bytes(*place(slice.name).tensor, slice);
 }
 
 mx::array Checkpoint::read(const Slice& slice, const OnBytes& on_bytes) const {

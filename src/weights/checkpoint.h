@@ -11,12 +11,26 @@
 
 namespace tandem::weights {
 
+// Whether the folder has weights.
+bool is_checkpoint(const std::filesystem::path& folder);
+
+// MLX's type of a tensor that is stored as `dtype` and read as `element`. InputError, where there is none,
+// starts with `where`.
+mlx::core::Dtype to_mlx(const std::string& where, const std::string& dtype, Element element);
+
+// Of the slice of a tensor.
+std::uint64_t slice_bytes(const TensorInfo& info, const Slice& slice);
+
 class Checkpoint : public Source {
  public:
   // Opens every file and reads the headers. InputError names what is missing or damaged.
   explicit Checkpoint(const std::filesystem::path& folder);
 
+  const std::filesystem::path& folder() const { return folder_; }
   bool has(const std::string& name) const override { return where_.contains(name); }
+
+  // Of all files; the places are those in each one's own.
+  TensorTable tensors() const;
 
   std::uint64_t bytes(const Slice& slice) const override;
   // In the file's dtype. Reads just the slice's bytes. InputError where the tensor is missing, the whole one

@@ -45,12 +45,12 @@ std::string stem_of(const std::string& name) { return name.substr(0, name.rfind(
 
 }  // namespace
 
-ShardedWeights::ShardedWeights(const Source& source, const std::vector<ShardRule>& rules, Formats formats,
+ShardedWeights::ShardedWeights(Source& source, const std::vector<ShardRule>& rules, Formats formats,
                                const parallel::Shard& shard, int first_layer, int end_layer, OnBytes on_bytes)
     : source_(source), formats_(std::move(formats)), on_bytes_(std::move(on_bytes)) {
   for (const auto& rule : rules) {
     if (rule.name.find('*') == std::string::npos) {
-      add(rule.name, rule, shard);
+      add(rule.name, rule, shard, -1);
       continue;
     }
     for (int layer = first_layer; layer < end_layer; ++layer) {
@@ -58,12 +58,30 @@ ShardedWeights::ShardedWeights(const Source& source, const std::vector<ShardRule
       if (!layers.empty() && std::find(layers.begin(), layers.end(), layer) == layers.end()) continue;
       const std::string name = with_number(rule.name, layer);
       if (name.find('*') == std::string::npos) {
-        add(name, rule, shard);
+        add(name, rule, shard, layer);
         continue;
       }
-      for (int e = shard.experts.begin; e < shard.experts.end; ++e) add(with_number(name, e), rule, shard);
+      for (int e = shard.experts.begin; e < shard.experts.end; ++e)
+        add(with_number(name, e), rule, shard, layer);
     }
   }
+  source.expect(in_order_of_taking());
+}
+
+// What belongs to no layer, then layer by layer, as models take them.
+std::vector<Slice> ShardedWeights::in_order_of_taking() const {
+  std::vector<const Tensor*> tensors;
+  for (const auto& name : names_) tensors.push_back(&tensors_.at(name));
+  std::stable_sort(tensors.begin(), tensors.end(),
+                   [](const Tensor* a, const Tensor* b) { return a->layer < b->layer; });
+  std::vector<Slice> slices;
+  for (const auto* tensor : tensors) {
+    slices.push_back(tensor->slice);
+    for (const auto& beside : {tensor->scales, tensor->biases, tensor->fp8_scales}) {
+      if (beside) slices.push_back(*beside);
+    }
+  }
+  return slices;
 }
 
 void ShardedWeights::count(const Slice& slice, bool replicated) {
@@ -71,8 +89,9 @@ void ShardedWeights::count(const Slice& slice, bool replicated) {
   if (replicated) replicated_bytes_ += source_.bytes(slice);
 }
 
-void ShardedWeights::add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard) {
-  Tensor tensor{slice_of(name, rule, shard), rule.reduce, {}, {}, {}, {}};
+void ShardedWeights::add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard,
+                         int layer) {
+  Tensor tensor{slice_of(name, rule, shard), rule.reduce, {}, {}, {}, {}, layer};
   const std::string stem = stem_of(name);
   const bool of_expert = rule.name.find('*') != rule.name.rfind('*');
   const bool matrix = rule.shape.size() >= 2, replicated = tensor.slice.axis < 0 && !of_expert;
@@ -99,7 +118,7 @@ void ShardedWeights::add(const std::string& name, const ShardRule& rule, const p
     count(*tensor.fp8_scales, true);
   }
   count(tensor.slice, replicated);
-  tensors_.emplace(name, std::move(tensor));
+  if (tensors_.emplace(name, std::move(tensor)).second) names_.push_back(name);
 }
 
 mx::array ShardedWeights::take(const std::string& name) const {

@@ -37,10 +37,11 @@ struct StoredMatrix {
 class ShardedWeights {
  public:
   // The tensors of `rules` for layers [first_layer, end_layer), those with two axes and more in whatever
-  // format the source has them in; `source` outlives this. InputError where one is missing.
+  // format the source has them in, which expects them from now on; `source` outlives this. InputError where
+  // one is missing.
   ShardedWeights(
-      const Source& source, const std::vector<ShardRule>& rules, Formats formats,
-      const parallel::Shard& shard, int first_layer, int end_layer, OnBytes on_bytes = [](std::uint64_t) {});
+      Source& source, const std::vector<ShardRule>& rules, Formats formats, const parallel::Shard& shard,
+      int first_layer, int end_layer, OnBytes on_bytes = [](std::uint64_t) {});
 
   bool has(const std::string& name) const { return tensors_.contains(name); }
   // Reads a tensor, or a matrix with what belongs to it. Asserted to be one of the rules'. InputError as
@@ -59,15 +60,18 @@ class ShardedWeights {
     std::optional<Slice> scales, biases;  // of a quantised matrix
     std::optional<Slice> fp8_scales;      // whole
     Quantisation quantisation;
+    int layer = -1;  // none
   };
-  void add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard);
+  void add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard, int layer);
   void count(const Slice& slice, bool replicated);
+  std::vector<Slice> in_order_of_taking() const;
   StoredMatrix take_fp8(const Tensor& tensor) const;
 
   const Source& source_;
   Formats formats_;
   OnBytes on_bytes_;
   std::map<std::string, Tensor> tensors_;
+  std::vector<std::string> names_;  // in the rules' order
   std::uint64_t bytes_ = 0;
   std::uint64_t replicated_bytes_ = 0;
 };

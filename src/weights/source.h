@@ -1,5 +1,5 @@
-// Where a model's tensors come from, slice by slice: a folder (checkpoint.h) or random numbers
-// (random_source.h).
+// Where a model's tensors come from, slice by slice: a folder (checkpoint.h), another rank (remote_source.h)
+// or random numbers (random_source.h).
 #pragma once
 
 #include <mlx/array.h>
@@ -42,8 +42,12 @@ class Source {
   virtual bool has(const std::string& name) const = 0;
   // The bytes that reading the slice takes. InputError where there is no such tensor.
   virtual std::uint64_t bytes(const Slice& slice) const = 0;
+  // What will be read, each once, in about this order.
+  virtual void expect(const std::vector<Slice>&) {}
   // The slice, in the source's dtype; F8_E4M3 as uint8. InputError names the tensor that is not as asked for.
   virtual mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const = 0;
+  // Nothing more will be read.
+  virtual void finish() {}
 };
 
 }  // namespace tandem::weights

@@ -1,6 +1,7 @@
 """Workers: their deaths, the conductor's death, plans, and the remote form through a fake ssh."""
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -8,7 +9,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import DEMO_MODEL, LONG_SEED, PROGRAM, children, is_alive, run_tandem, wait_until
+from conftest import DEMO_MODEL, LONG_SEED, PROGRAM, ROOT, children, is_alive, run_tandem, wait_until
 
 LONG_STORY = ["run", str(DEMO_MODEL), "Tell me a story about Tom and a shell.", "--temperature", "5", "--seed",
               str(LONG_SEED)]
@@ -98,6 +99,81 @@ def test_remote_workers_through_ssh(tmp_path):
     assert done.stdout == b"29 + 31 = 60.\n", done.stderr
     call = (tmp_path / "calls").read_text()
     assert "BatchMode=yes" in call and f"-- studio2 {PROGRAM} worker" in call
+
+
+def ssh_without_the_model(folder, model):
+    """A fake ssh to machines on which `model` is an empty folder: a mount namespace of its own."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
+        pytest.skip("no right to make a mount namespace here")
+    environment = fake_ssh(folder)
+    script = folder / "ssh"
+    script.write_text(script.read_text().replace(
+        'exec sh -c "$*"', f'exec unshare -m sh -c "mount -t tmpfs none {model} && exec $*"'))
+    return environment
+
+
+HERE_ALONE = [("local,far", "demo"), ("far,local", "demo"), ("local,far1,far2", "demo"), ("local,local,far", "demo"),
+              ("local,far", "llama-tied"), ("local,far", "qwen3-moe-sparse-step"), ("far,local", "deepseek-v3-mtp"),
+              ("local,far", "deepseek-v3-fp8"), ("far,local", "tiny-llama-mlx-4bit")]
+
+
+@pytest.mark.parametrize("hosts, name", HERE_ALONE)
+def test_weights_travel_to_machines_that_lack_them(hosts, name, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL if name == "demo" else ROOT / "tests/golden" / name, model)
+    ids = ["--ids", "5,6,7,8,9,10,11,12"]
+    ranks = ["--ranks", str(hosts.count(",") + 1)]
+    here = run_tandem("logits", model, *ids, *ranks)
+    assert here.returncode == 0, here.stderr.decode()
+    (tmp_path / "bin").mkdir()
+    environment = ssh_without_the_model(tmp_path / "bin", model)
+    split = run_tandem("logits", model, *ids, "--hosts", hosts, "--remote-program", PROGRAM, env=environment)
+    assert split.returncode == 0, split.stderr.decode()
+    assert split.stdout == here.stdout  # the same slices: the same bits
+
+
+def test_weights_travel_to_pipeline_stages(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    plan = {"stages": [{"layers": [0, 3], "ranks": [{"host": "local"}, {"host": "far1"}]},
+                       {"layers": [3, 6], "ranks": [{"host": "far2"}, {"host": "far3"}]}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "bin").mkdir()
+    done = run_tandem("run", model, "What is 29 + 31?", "--plan", tmp_path / "plan.json", "--remote-program", PROGRAM,
+                      env=ssh_without_the_model(tmp_path / "bin", model))
+    assert done.stdout == b"29 + 31 = 60.\n", done.stderr.decode()
+
+
+def test_a_model_that_no_rank_has_is_said(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    (tmp_path / "bin").mkdir()
+    done = run_tandem("run", model, "Hi", "--hosts", "far1,far2", "--remote-program", PROGRAM,
+                      env=ssh_without_the_model(tmp_path / "bin", model))
+    assert done.returncode == 2 and done.stdout == b""
+    assert "no rank's machine has the model's files" in done.stderr.decode() and str(model) in done.stderr.decode()
+
+
+def test_a_data_plane_that_brings_no_weights_says_so(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    (tmp_path / "bin").mkdir()
+    done = run_tandem("run", model, "Hi", "--hosts", "local,far", "--backend", "ring", "--remote-program", PROGRAM,
+                      env=ssh_without_the_model(tmp_path / "bin", model))
+    assert done.returncode == 2 and done.stdout == b""
+    assert "rank 1's machine lacks the model's files" in done.stderr.decode()
+
+
+def test_a_damaged_file_is_named_to_who_lacks_it(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    weights = model / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    (tmp_path / "bin").mkdir()
+    done = run_tandem("run", model, "Hi", "--hosts", "local,far", "--remote-program", PROGRAM,
+                      env=ssh_without_the_model(tmp_path / "bin", model))
+    assert done.returncode == 2 and done.stdout == b""
+    assert str(weights) in done.stderr.decode()
 
 
 def test_a_remote_that_cannot_be_started_is_named(tmp_path):
