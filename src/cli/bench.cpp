@@ -94,37 +94,39 @@ class Bench {
       for (int i = 0; i < prompt; ++i)
         request.prompt.push_back(static_cast<int>(random_() % static_cast<unsigned>(vocabulary_)));
     }
-    const auto before = times_;
+    const auto before = done_;
     double seconds = 0, wall_s = 0;
     for (const auto& done : generate_all(conductor_, std::move(requests))) {
       seconds = std::max(seconds, seconds_of(done));
       wall_s = std::max(wall_s, done.queued_s + done.prefill_s + done.decode_s);
     }
     phase.wall_s += wall_s;
+    phase.steps_tokens += batch_ * (prompt + generate - 1);
     ended_ += static_cast<std::uint64_t>(batch_);
-    times_ = wait_for_times();
-    phase.ranks.resize(times_.size());
-    for (std::size_t i = 0; i < times_.size(); ++i) {
-      const StepTime first = i < before.size() ? before[i] : StepTime{};
-      phase.ranks[i].step_s += times_[i].step_s - first.step_s;
-      phase.ranks[i].link_s += times_[i].link_s - first.link_s;
+    done_ = wait_for_work();
+    phase.ranks.resize(done_.size());
+    for (std::size_t i = 0; i < done_.size(); ++i) {
+      const RankWork first = i < before.size() ? before[i] : RankWork{};
+      phase.ranks[i].step_s += done_[i].step_s - first.step_s;
+      phase.ranks[i].link_s += done_[i].link_s - first.link_s;
+      phase.ranks[i].panel_bytes += done_[i].panel_bytes - first.panel_bytes;
     }
     return seconds;
   }
 
-  // The ranks' times, once each has told them for the request that has just ended.
-  std::vector<StepTime> wait_for_times() const {
+  // What the ranks have done, once each has told it for the request that has just ended.
+  std::vector<RankWork> wait_for_work() const {
     const auto deadline = std::chrono::steady_clock::now() + limits::worker_status;
     while (true) {
-      std::vector<StepTime> times;
+      std::vector<RankWork> work;
       const auto ranks = conductor_.ranks();
       for (const auto& rank : ranks) {
         if (rank.status.ended < ended_) break;
-        times.push_back({rank.status.step_s, rank.status.link_s});
+        work.push_back({rank.status.step_s, rank.status.link_s, rank.status.panel_bytes});
       }
-      if (times.size() == ranks.size()) return times;
+      if (work.size() == ranks.size()) return work;
       if (std::chrono::steady_clock::now() > deadline) {
-        throw ClusterError(fmt::format("rank {} does not tell what it did", times.size()));
+        throw ClusterError(fmt::format("rank {} does not tell what it did", work.size()));
       }
       std::this_thread::sleep_for(limits::worker_status_poll);
     }
@@ -135,7 +137,7 @@ class Bench {
   int batch_;
   std::mt19937 random_{1};
   std::uint64_t ended_ = 0;
-  std::vector<StepTime> times_;
+  std::vector<RankWork> done_;
 };
 
 void check(const BenchFlags& flags) {

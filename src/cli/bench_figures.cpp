@@ -17,6 +17,11 @@ double read_bytes_per_s(const BenchFigures& figures, const cluster::RankState& r
   return static_cast<double>(rank.ready->step_bytes) * figures.decode.tokens_per_s().median / figures.batch;
 }
 
+// What a rank's products have read for one token of one sequence, counted.
+double counted_bytes(const Phase& decode, std::size_t rank) {
+  return static_cast<double>(decode.ranks[rank].panel_bytes) / decode.steps_tokens;
+}
+
 double read_bytes_per_s(const BenchFigures& figures) {
   double sum = 0;
   for (const auto& rank : figures.ranks) sum += read_bytes_per_s(figures, rank);
@@ -52,6 +57,8 @@ std::string describe_ranks(const BenchFigures& figures) {
     if (phase->tokens == 0) continue;
     for (const char* part : {"compute", "link", "rest"}) rows[0].push_back(fmt::format("{}: {}", name, part));
   }
+  const bool counts = figures.decode.tokens > 0 && figures.decode.ranks[0].panel_bytes > 0;
+  if (counts) rows[0].insert(rows[0].end(), {"read a token", "active weights"});
   for (std::size_t i = 0; i < figures.ranks.size(); ++i) {
     const auto& rank = figures.ranks[i];
     rows.push_back({std::to_string(i), rank.host, rank.ready->device, std::to_string(rank.ready->threads),
@@ -62,6 +69,10 @@ std::string describe_ranks(const BenchFigures& figures) {
       const TimeShares shares = shares_of(phase->ranks[i], phase->wall_s);
       for (const double share : {shares.compute, shares.link, shares.rest})
         rows.back().push_back(percent(share));
+    }
+    if (counts) {
+      rows.back().push_back(format_bytes(static_cast<std::uint64_t>(counted_bytes(figures.decode, i))));
+      rows.back().push_back(format_bytes(rank.ready->step_bytes));
     }
   }
   return format_table(rows);
@@ -97,10 +108,10 @@ Spread Phase::tokens_per_s() const {
   return spread_of(std::move(speeds));
 }
 
-TimeShares shares_of(const StepTime& time, double wall_s) {
+TimeShares shares_of(const RankWork& work, double wall_s) {
   if (wall_s <= 0) return {};
-  const double whole = std::max(wall_s, time.step_s);  // steps that no token waits for count too
-  const double compute = (time.step_s - time.link_s) / whole, link = time.link_s / whole;
+  const double whole = std::max(wall_s, work.step_s);  // steps that no token waits for count too
+  const double compute = (work.step_s - work.link_s) / whole, link = work.link_s / whole;
   return {compute, link, std::max(0.0, 1 - compute - link)};
 }
 
@@ -126,8 +137,11 @@ nlohmann::json to_json(const BenchFigures& figures, nlohmann::json ranks) {
   add("decode", figures.decode);
   if (figures.decode.tokens > 0) {
     object["decode"]["read_bytes_per_s"] = read_bytes_per_s(figures);
-    for (std::size_t i = 0; i < ranks.size(); ++i)
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
       ranks[i]["decode"]["read_bytes_per_s"] = read_bytes_per_s(figures, figures.ranks[i]);
+      if (figures.decode.ranks[i].panel_bytes > 0)
+        ranks[i]["decode"]["counted_bytes_per_token"] = counted_bytes(figures.decode, i);
+    }
   }
   object["ranks"] = std::move(ranks);
   return object;

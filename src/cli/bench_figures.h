@@ -15,9 +15,11 @@ struct Spread {
 // Of at least one value.
 Spread spread_of(std::vector<double> values);
 
-// A rank's seconds in steps, and of these in the steps' collectives.
-struct StepTime {
+// What a rank did: seconds in steps, of these in the steps' collectives, and the bytes of weights that its
+// products read (counted on CPU alone).
+struct RankWork {
   double step_s = 0, link_s = 0;
+  std::uint64_t panel_bytes = 0;
 };
 
 // Prefill or decode: the repeats' seconds for `tokens` each, and what each rank did meanwhile, all repeats
@@ -26,7 +28,8 @@ struct Phase {
   int tokens = 0;               // 0: not measured
   std::vector<double> seconds;  // one a repeat
   double wall_s = 0;            // of all repeats, in which the ranks' times lie
-  std::vector<StepTime> ranks;
+  std::vector<RankWork> ranks;
+  int steps_tokens = 0;  // that the steps computed, all repeats together: the prompts' too
 
   Spread tokens_per_s() const;
 };
@@ -35,7 +38,7 @@ struct Phase {
 struct TimeShares {
   double compute = 0, link = 0, rest = 0;
 };
-TimeShares shares_of(const StepTime& time, double wall_s);
+TimeShares shares_of(const RankWork& work, double wall_s);
 
 struct BenchFigures {
   std::string model;

@@ -72,6 +72,7 @@ struct Status {
   std::uint64_t ended = 0;        // requests, since the start
   double step_s = 0;              // in steps, since the start
   double link_s = 0;              // of these, in the steps' collectives
+  std::uint64_t panel_bytes = 0;  // of packed weights that products read, since the start; 0 on a GPU
 };
 
 // The worker ends after it. `kind`: "input" (the user can mend it), "cluster" (another rank or a link is
@@ -88,7 +89,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, step_bytes, resident_bytes, device,
                                    threads)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Status, resident_bytes, peak_bytes, cache_bytes, ended, step_s, link_s)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Status, resident_bytes, peak_bytes, cache_bytes, ended, step_s, link_s,
+                                   panel_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Failed, kind, message)
 
 }  // namespace tandem::cluster

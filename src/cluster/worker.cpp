@@ -199,6 +199,17 @@ Model open_model(const Start& start, const World& world) {
   return {std::move(config), std::move(checkpoint)};
 }
 
+// InputError where the weights cannot fit into this machine at all.
+void check_room(std::uint64_t weight_bytes) {
+  constexpr double gigabyte = 1e9;
+  const std::uint64_t memory = hardware::machine_memory_bytes();
+  if (memory == 0 || weight_bytes <= memory) return;
+  throw InputError(
+      fmt::format("this rank's weights take {:.1f} GB, but its machine has {:.1f} GB of memory: give it a "
+                  "smaller share, or take more machines",
+                  static_cast<double>(weight_bytes) / gigabyte, static_cast<double>(memory) / gigabyte));
+}
+
 engine::StepRunner load(ControlChannel& channel, const Start& start, const models::ModelConfig& config,
                         weights::Source& source, const parallel::Plan& plan,
                         const mx::distributed::Group& world, const mx::distributed::Group& group,
@@ -219,6 +230,7 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
                                           channel.send({{"progress", progress}});
                                         });
   progress.total_bytes = weights.bytes();
+  if (device == mx::Device::cpu) check_room(weights.bytes());
   auto model = models::make_decoder(config, shard, weights, layers);
   source.finish();
   const bool gpu = device == mx::Device::gpu;
@@ -275,6 +287,7 @@ class Work {
     status_.peak_bytes = memory.peak_bytes;
     status_.cache_bytes = runner_.cache_bytes();
     status_.ended += ended;
+    status_.panel_bytes = kernels::panel_bytes_read();
     channel_.send({{"status", status_}});
   }
 

@@ -13,6 +13,9 @@ struct ProcessMemory {
 };
 ProcessMemory process_memory();
 
+// The machine's memory, bytes; 0 where the system does not tell.
+std::uint64_t machine_memory_bytes();
+
 std::string host_name();
 
 }  // namespace tandem::hardware

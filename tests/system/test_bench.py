@@ -64,6 +64,51 @@ def test_sequences_at_a_time(shape):
     assert together["decode"]["read_bytes_per_s"] == pytest.approx(read)
 
 
+MIXTURE = TINY | {"model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+EXPERT_BYTES = 3 * 128 * 64 * 4.5 / 8  # of one of a layer's 16
+
+
+def read_by(tmp_path, chosen, batch, ranks=1):
+    """Bytes of weights that decode reads a token: counted, and what the active experts weigh."""
+    file = tmp_path / f"{chosen}.json"
+    file.write_text(json.dumps(MIXTURE | {"num_experts_per_tok": chosen}))
+    result = bench("--shape", file, "--bits", 4, "--group", 32 if ranks > 1 else 64, "--batch", batch, "--ranks", ranks)
+    return (sum(rank["decode"]["counted_bytes_per_token"] for rank in result["ranks"]),
+            sum(rank["step_bytes"] for rank in result["ranks"]))
+
+
+def test_decode_reads_the_active_experts_alone(tmp_path):
+    two, active = read_by(tmp_path, 2, 1)
+    assert two == pytest.approx(active, rel=0.03) and two <= active  # norms and the router's bias are not counted
+    four, _ = read_by(tmp_path, 4, 1)
+    assert four - two == 2 * 2 * EXPERT_BYTES  # two more in each of two layers
+    everything, _ = read_by(tmp_path, 16, 1)
+    assert everything - two == 14 * 2 * EXPERT_BYTES
+
+
+def test_sequences_share_what_they_choose_alike(tmp_path):
+    alone, _ = read_by(tmp_path, 2, 1)
+    together, _ = read_by(tmp_path, 2, 8)  # a token's part of what eight read
+    everything, _ = read_by(tmp_path, 16, 1)
+    assert together < alone < 8 * together < 2 * everything  # more experts than one token chooses
+
+
+def test_ranks_read_the_active_experts_between_them(tmp_path):
+    counted, active = read_by(tmp_path, 2, 1, ranks=2)
+    assert counted == pytest.approx(active, rel=0.05)
+
+
+@pytest.mark.parametrize("changes", [
+    {"hidden_size": 1 << 20, "num_hidden_layers": 1000, "vocab_size": 1 << 22},
+    MIXTURE | {"num_experts": 1 << 16, "num_experts_per_tok": 1 << 16, "moe_intermediate_size": 1 << 20},
+])
+def test_a_shape_beyond_the_machines_memory_is_refused(tmp_path, changes):
+    file = tmp_path / "vast.json"
+    file.write_text(json.dumps(TINY | changes))
+    done = run_tandem("bench", "--shape", file, "--bits", 4, "--repeat", 1)
+    assert done.returncode == 2 and b"GB of memory" in done.stderr, done.stderr
+
+
 def test_ranks_share_random_weights(shape):
     alone = bench("--shape", shape, "--bits", 4)["ranks"][0]
     parts = bench("--shape", shape, "--bits", 4, "--ranks", 2)["ranks"]
