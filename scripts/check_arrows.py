@@ -16,7 +16,7 @@ ALLOWED = {
     "engine": ["base", "models", "text", "parallel"],
     "cluster": ["base", "parallel", "engine", "hardware", "kernels", "models", "weights"],
     "server": ["base", "cluster", "engine", "models", "text"],
-    "cli": ["base", "cluster", "engine", "models", "parallel", "server", "text", "weights"],
+    "cli": ["base", "cluster", "engine", "hardware", "models", "parallel", "server", "text", "weights"],
 }
 
 wrong = []

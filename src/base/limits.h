@@ -56,6 +56,9 @@ inline constexpr milliseconds idle_step{5'000};  // an idle rank 0 sends an empt
 inline constexpr std::size_t small_file_bytes = 64u << 20;
 inline constexpr std::size_t safetensors_header_bytes = 100u << 20;
 inline constexpr std::size_t read_chunk_bytes = 16u << 20;
+inline constexpr std::size_t write_chunk_bytes = 16u << 20;
+inline constexpr std::size_t quantize_block_bytes = 8u << 20;  // of a matrix, that a thread quantises at once
+inline constexpr unsigned quantize_threads = 16;
 
 // Downloads from the hub.
 inline constexpr std::size_t hub_connections = 8;            // files fetched at once

@@ -13,6 +13,7 @@ void add_serve(CLI::App& program, int& exit_code);
 void add_pull(CLI::App& program, int& exit_code);
 void add_list(CLI::App& program);
 void add_rm(CLI::App& program);
+void add_quantize(CLI::App& program, int& exit_code);
 void add_logits(CLI::App& program);
 void add_perplexity(CLI::App& program);
 void add_bench(CLI::App& program);

@@ -233,25 +233,14 @@ weights::Formats parse_formats(const json& config) {
   return formats;
 }
 
-// The cuts that leave each group of inputs whole; InputError where a matrix has no whole groups.
+// The cuts that leave each group of inputs whole (ModelSizes::at_once).
 void align_cuts(ModelConfig& config) {
   if (!config.formats.all) return;
   auto& sizes = config.sizes;
-  const auto check = [&](const char* name, int inputs, int group) {
-    if (inputs % group == 0) return;
-    throw InputError(
-        fmt::format("{} is {}, not a multiple of the quantization's groups of {}", name, inputs, group));
-  };
   const int value_dim = sizes.latent > 0 ? sizes.value_dim : sizes.head_dim;
-  const int of_heads = config.formats.largest_group(".o_proj"),
-            of_columns = config.formats.largest_group(".down_proj");
+  const int of_heads = std::gcd(sizes.query_heads * value_dim, config.formats.largest_group(".o_proj"));
   sizes.heads_at_once = of_heads / std::gcd(value_dim, of_heads);
-  sizes.columns_at_once = of_columns;
-  check("\"hidden_size\"", sizes.hidden, config.formats.all->group);
-  check("the width of all query heads", sizes.query_heads * value_dim, of_heads);
-  if (!config.dense_layers.empty()) check("\"intermediate_size\"", sizes.ffn, of_columns);
-  if (sizes.experts > 0) check("\"moe_intermediate_size\"", sizes.expert_ffn, of_columns);
-  if (sizes.shared_ffn > 0) check("the shared experts' width", sizes.shared_ffn, of_columns);
+  sizes.columns_at_once = config.formats.largest_group(".down_proj");
 }
 
 void reject_unsupported(const json& config) {

@@ -68,11 +68,11 @@ struct ModelConfig {
   parallel::Divisible divisible() const {
     return {layers,
             sizes.query_heads / sizes.heads_at_once,
-            sizes.ffn / sizes.columns_at_once,
+            sizes.ffn / sizes.at_once(sizes.ffn),
             sizes.vocabulary,
             sizes.experts,
-            sizes.expert_ffn / sizes.columns_at_once,
-            sizes.shared_ffn / sizes.columns_at_once};
+            sizes.expert_ffn / sizes.at_once(sizes.expert_ffn),
+            sizes.shared_ffn / sizes.at_once(sizes.shared_ffn)};
   }
 };
 

@@ -64,21 +64,30 @@ mx::array rows_by_head(const mx::array& up, int head_rows, int first, int end) {
 // Values [H, value, latent] stay as they are stored. Keys [H, latent, nope] are turned over, for which
 // quantised ones become float32.
 std::pair<kernels::Experts, kernels::Experts> split_up(const weights::StoredMatrix& up, int nope, int value) {
-  const int rows = nope + value;
-  weights::StoredMatrix values{rows_by_head(up.weight, rows, nope, rows), {}, {}, up.quantisation};
+  weights::StoredMatrix values{values_by_head(up.weight, nope, value), {}, {}, up.quantisation};
   if (up.scales) {
-    values.scales = rows_by_head(*up.scales, rows, nope, rows);
-    values.biases = rows_by_head(*up.biases, rows, nope, rows);
+    values.scales = values_by_head(*up.scales, nope, value);
+    values.biases = values_by_head(*up.biases, nope, value);
   }
-  mx::array keys = mx::swapaxes(rows_by_head(dense(up), rows, 0, nope), 1, 2, mx::Device::cpu);
+  mx::array keys = keys_by_head(dense(up), nope, value);
   const bool on_gpu = mx::default_device() == mx::Device::gpu;
   if (up.scales && on_gpu) keys = mx::astype(keys, up.scales->dtype(), mx::Device::cpu);  // as all else there
-  keys = mx::contiguous(keys, false, mx::Device::cpu);
   keys.eval();
   return {experts_from({keys, {}, {}, {}}), experts_from(values)};
 }
 
 }  // namespace
+
+mx::array keys_by_head(const mx::array& up, int nope, int value) {
+  const mx::array keys = mx::swapaxes(rows_by_head(up, nope + value, 0, nope), 1, 2, mx::Device::cpu);
+  mx::array made = mx::contiguous(keys, false, mx::Device::cpu);
+  made.eval();
+  return made;
+}
+
+mx::array values_by_head(const mx::array& up, int nope, int value) {
+  return rows_by_head(up, nope + value, nope, nope + value);
+}
 
 std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config,
                                                      const weights::Source& source) {

@@ -40,6 +40,10 @@ GroupedAttention take_grouped_attention(const ModelConfig& config, const paralle
 // files have them.
 std::vector<weights::ShardRule> deepseek_shard_rules(const ModelConfig& config,
                                                      const weights::Source& source);
+// kv_b_proj [H * (nope + value), latent] by head: keys [H, latent, nope], turned over, values [H, value,
+// latent].
+mlx::core::array keys_by_head(const mlx::core::array& up, int nope, int value);
+mlx::core::array values_by_head(const mlx::core::array& up, int nope, int value);
 LatentAttention take_latent_attention(const ModelConfig& config, const weights::ShardedWeights& weights,
                                       int layer);
 

@@ -127,9 +127,7 @@ Shard shard_of(const ModelSizes& sizes, const std::vector<double>& shares, int r
     return times(split_by_share(total / at_once, shares)[rank], at_once);
   };
   // A dense model has no experts, and a model of experts alone no other ffn.
-  const auto cut_columns = [&](int total) {
-    return total == 0 ? Range{} : cut(total, sizes.columns_at_once);
-  };
+  const auto cut_columns = [&](int total) { return total == 0 ? Range{} : cut(total, sizes.at_once(total)); };
   Shard shard;
   shard.sizes = sizes;
   shard.query_heads = cut(sizes.query_heads, sizes.heads_at_once);

@@ -2,6 +2,7 @@
 // al. 2019, arXiv:1909.08053), for any number of ranks and unequal shares.
 #pragma once
 
+#include <numeric>
 #include <vector>
 
 namespace tandem::parallel {
@@ -65,6 +66,10 @@ struct ModelSizes {
   // Query heads and ffn columns that no cut may part: the inputs that share a scale in quantised weights.
   int heads_at_once = 1;
   int columns_at_once = 1;
+
+  // The same for a width of `columns`, which no group can have that does not divide it: mlx-lm leaves such
+  // matrices unquantised. Groups are powers of two.
+  int at_once(int columns) const { return std::gcd(columns, columns_at_once); }
 };
 
 // One rank's part of every dimension.

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "weights/safetensors.h"
 #include "weights/source.h"
@@ -29,6 +30,11 @@ class Checkpoint : public Source {
   const std::filesystem::path& folder() const { return folder_; }
   bool has(const std::string& name) const override { return where_.contains(name); }
 
+  std::vector<std::string> names() const;
+  // How a tensor stands in its file. InputError where there is none of this name.
+  const TensorInfo& info(const std::string& name) const { return *place(name).tensor; }
+  // The files read, sorted.
+  std::vector<std::filesystem::path> files() const;
   // Of all files; the places are those in each one's own.
   TensorTable tensors() const;
 

@@ -1,4 +1,4 @@
-#include "cli/pull_display.h"
+#include "cli/progress_bar.h"
 
 #include <gtest/gtest.h>
 
@@ -32,7 +32,7 @@ TEST(TimeLeft, IsWrittenByItsLength) {
 
 TEST(ProgressLine, HasColumnsOfFixedWidths) {
   const auto at = [](std::uint64_t bytes, double speed) {
-    return progress_line({10'100'000'000, bytes, 0, 12, 3}, speed);
+    return progress_line({10'100'000'000, bytes, 0, "3 of 12 files"}, speed);
   };
   EXPECT_EQ(at(4'242'000'000, 118.3e6),
             " 42 %    4.2 GB of  10.1 GB  118.3 MB/s      0:50 left  3 of 12 files");

@@ -1,0 +1,55 @@
+// How far a long piece of work is, on stderr: as a bar that is drawn over on a terminal, elsewhere as a line
+// now and then.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <string>
+
+namespace tandem::cli {
+
+// Bytes a second over the last five seconds.
+class SpeedMeter {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+
+  // `bytes`: moved by `now`, since the start.
+  void add(Time now, std::uint64_t bytes);
+  double bytes_per_s() const;
+
+ private:
+  struct Sample {
+    Time time;
+    std::uint64_t bytes;
+  };
+  std::deque<Sample> samples_;
+};
+
+// "0:09", "12:34", "1:02:03"; "-" where it is not known.
+std::string format_time_left(double bytes, double bytes_per_s);
+
+struct BytesDone {
+  std::uint64_t total_bytes = 0;
+  std::uint64_t there_bytes = 0;
+  std::uint64_t moved_bytes = 0;  // of which the speed is
+  std::string parts;              // "3 of 12 files"
+};
+
+// " 42 %    4.2 GB of  10.1 GB   118.3 MB/s     0:49 left  3 of 12 files": columns of fixed widths.
+std::string progress_line(const BytesDone& done, double bytes_per_s);
+
+class ProgressBar {
+ public:
+  void show(const BytesDone& done);
+  // A line that stays.
+  void note(const std::string& line);
+  void clear();
+
+ private:
+  SpeedMeter speed_;
+  std::chrono::steady_clock::time_point shown_ = std::chrono::steady_clock::now();
+  bool on_screen_ = false;
+};
+
+}  // namespace tandem::cli
