@@ -16,7 +16,9 @@ APT_BUILD="build-essential cmake ninja-build pkg-config python3 python3-pip pyth
 APT_NEON="cmake ninja-build python3 python3-pip python3-venv nlohmann-json3-dev libfmt-dev libspdlog-dev googletest
   g++-aarch64-linux-gnu qemu-user"
 BREW_BUILD="cmake ninja pkg-config python@3.12 boost nlohmann-json cli11 fmt spdlog openssl@3 googletest rust"
-PIP_TEST="clang-format==14.0.6 pytest==8.3.5 pytest-timeout==2.3.1 openai==1.109.1"
+# mlx-lm reads what tandem quantize writes; with what it needs it takes 350 MB.
+PIP_TEST="clang-format==14.0.6 pytest==8.3.5 pytest-timeout==2.3.1 openai==1.109.1 mlx-lm==0.32.2"
+[ "$(uname)" = Darwin ] || PIP_TEST="$PIP_TEST mlx[cpu]==$MLX_VERSION"
 
 stamp="$deps/.$goal-$(cksum scripts/setup.sh | cut -d' ' -f1)"
 [ -e "$stamp" ] && exit 0
