@@ -3,7 +3,7 @@ import json
 import random
 import struct
 
-from affine_checkpoint import bfloat16_of, write_safetensors
+from safetensors_file import bfloat16_of, write_safetensors
 
 EXPERTS = 4
 COMMON = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192,

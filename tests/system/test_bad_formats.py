@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from affine_checkpoint import read_safetensors, write_safetensors
+from safetensors_file import read_safetensors, write_safetensors
 from conftest import ROOT, run_tandem
 
 FP8, V3, V2, QWEN = "deepseek-v3-fp8", "tiny-deepseek-v3-mlx-4bit", "deepseek-v2", "qwen3-moe"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from affine_checkpoint import read_safetensors, write_safetensors
+from safetensors_file import read_safetensors, write_safetensors
 from conftest import DEMO_MODEL, PROGRAM, ROOT, Server, run_tandem, wait_until
 from random_checkpoint import write_random
 
