@@ -10,13 +10,15 @@ COMMON = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, 
           "moe_intermediate_size": 64, "vocab_size": 160, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
           "rope_theta": 10000.0, "num_experts_per_tok": 2, "norm_topk_prob": True, "dtype": "bfloat16"}
 LATENT = {"num_key_value_heads": 4, "q_lora_rank": 96, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
-          "qk_rope_head_dim": 16, "v_head_dim": 64, "n_routed_experts": EXPERTS, "n_shared_experts": 1,
+          "qk_rope_head_dim": 16, "v_head_dim": 64, "n_routed_experts": EXPERTS, "n_shared_experts": 2,
           "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "attention_bias": False}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32, "beta_slow": 1,
+        "mscale": 0.707, "mscale_all_dim": 0.707}
 CONFIGS = {
     "deepseek_v3": COMMON | LATENT | {"routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
                                       "topk_method": "noaux_tc"},
     "deepseek_v2": COMMON | LATENT | {"routed_scaling_factor": 1.0, "topk_method": "greedy",
-                                      "norm_topk_prob": False},
+                                      "norm_topk_prob": False, "rope_scaling": YARN},
     "qwen3_moe": COMMON | {"num_key_value_heads": 2, "head_dim": 32, "num_experts": EXPERTS,
                            "decoder_sparse_step": 1, "mlp_only_layers": [0], "tie_word_embeddings": False},
 }
@@ -58,7 +60,7 @@ def shapes_of(c):
         for e in range(EXPERTS):
             shapes |= mlp_shapes(f"{prefix}.mlp.experts.{e}", hidden, c["moe_intermediate_size"])
         if "n_shared_experts" in c:
-            shapes |= mlp_shapes(f"{prefix}.mlp.shared_experts", hidden, c["moe_intermediate_size"])
+            shapes |= mlp_shapes(f"{prefix}.mlp.shared_experts", hidden, 2 * c["moe_intermediate_size"])
     return shapes
 
 

@@ -118,8 +118,7 @@ def test_what_does_not_divide_stays_as_it_is(tmp_path):
     write_random(tmp_path / "model", "deepseek_v3")
     report = made(tmp_path / "model", tmp_path / "out", "--group", 128)
     assert report["not_quantized"] == [
-        "model.layers.*.mlp.down_proj", "model.layers.*.mlp.shared_experts.down_proj",
-        "model.layers.*.mlp.switch_mlp.down_proj", "model.layers.*.self_attn.embed_q",
+        "model.layers.*.mlp.down_proj", "model.layers.*.mlp.switch_mlp.down_proj", "model.layers.*.self_attn.embed_q",
         "model.layers.*.self_attn.q_b_proj", "model.layers.*.self_attn.unembed_out"]
     ids = ("--ids", "5,6,7", "--positions", 2)
     assert run_tandem("logits", tmp_path / "out", *ids, "--ranks", 3).stdout  # also where heads and columns are cut
