@@ -50,7 +50,8 @@ struct Inputs {
 
 // Scratch of one thread, kept between calls.
 struct Scratch {
-  std::vector<float> rows, scores, sums, keys;
+  std::vector<float> rows, scores, sums;
+  KeyValuePanels::Scratch held;
   std::vector<std::byte> prepared_q, prepared_p;
   std::vector<Softmax> softmaxes;
 
@@ -124,18 +125,17 @@ class TaskRun {
     const int padded = (keys + panel_outputs - 1) / panel_outputs * panel_outputs;
     const int key_dims = panels_.key_dims(), value_dims = panels_.value_dims();
     const PanelShape by_keys{padded, key_dims, Format::f32, ScaleType::f32, 0};
-    loops_.multiply(
-        {by_keys,
-         reinterpret_cast<const std::byte*>(panels_.keys(index, task_.group->kv_head, keys, scratch_->keys)),
-         panel_bytes(by_keys), scratch_->prepared_q.data(), scratch_->scores.data(), block, rows_},
-        0, panels_of(by_keys));
+    const auto held = panels_.read(index, task_.group->kv_head, keys, scratch_->held);
+    loops_.multiply({by_keys, reinterpret_cast<const std::byte*>(held.keys), panel_bytes(by_keys),
+                     scratch_->prepared_q.data(), scratch_->scores.data(), block, rows_},
+                    0, panels_of(by_keys));
     for (int row = 0; row < rows_; ++row) rescale(row, index, padded);
     prepare(scratch_->scores.data(), block, padded, scratch_->prepared_p);
     const PanelShape by_dims{value_dims, padded, Format::f32, ScaleType::f32, 0};
-    loops_.multiply({by_dims, reinterpret_cast<const std::byte*>(panels_.values(index, task_.group->kv_head)),
-                     std::int64_t{block} * panel_outputs * 4, scratch_->prepared_p.data(),
-                     scratch_->sums.data(), value_dims, rows_, /*adds=*/true},
-                    0, panels_of(by_dims));
+    loops_.multiply(
+        {by_dims, reinterpret_cast<const std::byte*>(held.values), std::int64_t{block} * panel_outputs * 4,
+         scratch_->prepared_p.data(), scratch_->sums.data(), value_dims, rows_, /*adds=*/true},
+        0, panels_of(by_dims));
   }
 
   // The row's scores of a block become weights; its sums so far are measured by the new largest score.
@@ -175,6 +175,10 @@ int value_dim_of(const AttentionHeads& heads, const mx::array& v) {
   return heads.value_dim > 0 ? heads.value_dim : v.shape(1) / heads.kv_heads;
 }
 
+KeyValueShape shape_of(const AttentionHeads& heads, const mx::array& k, const mx::array& v) {
+  return {heads.kv_heads, k.shape(1) / heads.kv_heads, value_dim_of(heads, v), heads.value_dim > 0};
+}
+
 // The new keys and values, a panel of positions to a thread.
 void put(const Inputs& in, const Sequence& sequence, const float* k, const float* v) {
   KeyValuePanels& panels = *sequence.panels;
@@ -185,8 +189,9 @@ void put(const Inputs& in, const Sequence& sequence, const float* k, const float
     const int panel_start = (first_panel + static_cast<int>(part)) * panel_outputs;
     for (int p = std::max(start, panel_start); p < std::min(end, panel_start + panel_outputs); ++p) {
       const std::size_t row = sequence.first_row + p - start;
-      const float* values = panels.values_in_keys() ? nullptr : v + row * panels.heads() * in.value_dim;
-      panels.put(p, k + row * panels.heads() * in.key_dim, values);
+      const int heads = panels.shape().heads;
+      const float* values = panels.shape().values_in_keys ? nullptr : v + row * heads * in.value_dim;
+      panels.put(p, k + row * heads * in.key_dim, values);
     }
   });
 }
@@ -261,9 +266,7 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
   }
   for (const auto& sequence : sequences) {
     const auto* panels = sequence.held ? sequence.held->panels.get() : nullptr;
-    if (panels &&
-        (panels->heads() != heads.kv_heads || panels->key_dim() * heads.kv_heads != k.shape(1) ||
-         panels->value_dim() != value_dim_of(heads, v) || panels->values_in_keys() != (heads.value_dim > 0)))
+    if (panels && panels->shape() != shape_of(heads, k, v))
       throw std::invalid_argument("attention: what is held has other heads");
   }
 }
@@ -280,17 +283,16 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
   int rows = 0;
   bool alone = true;
   for (const auto& sequence : sequences) {
-    const auto fresh = [&] {
-      return std::make_shared<KeyValuePanels>(heads.kv_heads, k.shape(1) / heads.kv_heads, value_dim,
-                                              heads.value_dim > 0);
+    const auto fresh = [&](KeyValueFormat format) {
+      return std::make_shared<KeyValuePanels>(shape_of(heads, k, v), format);
     };
     if (sequence.held) {
       alone = false;
-      if (!sequence.held->panels) sequence.held->panels = fresh();
+      if (!sequence.held->panels) sequence.held->panels = fresh(sequence.held->format);
       parts.push_back({sequence.held->panels, sequence.held->length, sequence.tokens, rows});
       sequence.held->length += sequence.tokens;
     } else {
-      parts.push_back({fresh(), 0, sequence.tokens, rows});
+      parts.push_back({fresh(KeyValueFormat::plain), 0, sequence.tokens, rows});
     }
     rows += sequence.tokens;
   }

@@ -41,6 +41,21 @@ mx::array append(std::optional<mx::array>& held, int length, const mx::array& up
   return mx::slice(*held, {0, 0, 0, 0}, {1, heads, end, dim}, s);
 }
 
+// The same of keys or values, in the format in which they are held.
+mx::array append(HeldRows& held, KeyValueFormat format, int length, mx::array update, mx::Stream s) {
+  constexpr int group = 32, bits = 8;
+  if (format == KeyValueFormat::plain) return append(held.rows, length, update, s);
+  const int dim = update.shape(3), missing = (group - dim % group) % group;
+  if (missing > 0) update = mx::pad(update, std::vector<int>{3}, {0}, {missing}, mx::array(0), "constant", s);
+  const auto codes = mx::quantize(update, group, bits, "affine", std::nullopt, s);
+  const mx::array rows = append(held.rows, length, codes[0], s);
+  const mx::array scales = append(held.scales, length, codes[1], s);
+  const mx::array biases = append(held.biases, length, codes[2], s);
+  const mx::array all =
+      mx::dequantize(rows, scales, biases, group, bits, "affine", std::nullopt, std::nullopt, s);
+  return missing > 0 ? mx::slice(all, {0, 0, 0, 0}, {1, all.shape(1), all.shape(2), dim}, s) : all;
+}
+
 // Whether query head h reads key/value head h / (Hq / Hkv), as MLX's grouped attention takes it.
 bool is_even(const AttentionHeads& heads) {
   const int queries = static_cast<int>(heads.kv_of_query.size());
@@ -74,8 +89,8 @@ mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::arr
     mx::array keys = to_heads(k, first, end, heads.kv_heads, s),
               values = to_heads(v, first, end, heads.kv_heads, s);
     if (sequence.held) {
-      keys = append(sequence.held->keys, start, keys, s);
-      if (!in_keys) values = append(sequence.held->values, start, values, s);
+      keys = append(sequence.held->keys, sequence.held->format, start, keys, s);
+      if (!in_keys) values = append(sequence.held->values, sequence.held->format, start, values, s);
       sequence.held->length += sequence.tokens;
     }
     if (in_keys)

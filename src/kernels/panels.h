@@ -123,6 +123,9 @@ struct VectorLoops {
   // One head: the pair (i, i + dims / 2) turned by the angle whose cosine and sine stand at i; the rest is
   // copied.
   void (*rotate)(const float* x, const float* cosines, const float* sines, int dims, int size, float* y);
+  // [rows][32] int8 codes times scales in bfloat16: one a row, or one a column.
+  void (*unpack_rows)(const std::int8_t* codes, const std::uint16_t* scales, int rows, float* y);
+  void (*unpack_columns)(const std::int8_t* codes, const std::uint16_t* scales, int rows, float* y);
 };
 
 // One instruction set's loops.

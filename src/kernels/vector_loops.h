@@ -114,7 +114,30 @@ inline float largest_magnitude(const float* x, int count) {
   return top;
 }
 
-constexpr VectorLoops vector_loops{softmax, rms_norm, silu_multiply, rotate};
+inline float from_bf16(std::uint16_t value) {
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(value) << 16);
+}
+
+inline void unpack_rows(const std::int8_t* codes, const std::uint16_t* scales, int rows, float* y) {
+  for (int row = 0; row < rows; ++row) {
+    const float scale = from_bf16(scales[row]);
+    for (int o = 0; o < panel_outputs; ++o) {
+      y[row * panel_outputs + o] = static_cast<float>(codes[row * panel_outputs + o]) * scale;
+    }
+  }
+}
+
+inline void unpack_columns(const std::int8_t* codes, const std::uint16_t* scales, int rows, float* y) {
+  float wide[panel_outputs];
+  for (int o = 0; o < panel_outputs; ++o) wide[o] = from_bf16(scales[o]);
+  for (int row = 0; row < rows; ++row) {
+    for (int o = 0; o < panel_outputs; ++o) {
+      y[row * panel_outputs + o] = static_cast<float>(codes[row * panel_outputs + o]) * wide[o];
+    }
+  }
+}
+
+constexpr VectorLoops vector_loops{softmax, rms_norm, silu_multiply, rotate, unpack_rows, unpack_columns};
 
 }  // namespace
 }  // namespace tandem::kernels

@@ -199,6 +199,106 @@ TEST_F(AttentionTest, ARowDependsOnItsSequenceAlone) {
   }
 }
 
+constexpr KeyValueFormat int8 = KeyValueFormat::int8;
+
+// What int8 holds of a group of 32 numbers: each off by half a scale at most, a scale is the group's largest
+// magnitude over 127, rounded up to bfloat16.
+void expect_rounded(const float* held, const float* x, int count) {
+  float top = 0;
+  for (int i = 0; i < count; ++i) top = std::max(top, std::fabs(x[i]));
+  const float half_scale = top / 127 * (1 + 1.0F / 128) / 2;
+  for (int i = 0; i < count; ++i) ASSERT_NEAR(held[i], x[i], half_scale * 1.0001F) << i;
+}
+
+TEST_F(AttentionTest, PanelsHoldWhatWasPutWithinHalfAScale) {
+  for (const char* name : {"portable", "avx2", "avx512", "neon", "neon_i8mm"}) {
+    if (!find_loops(name)) continue;
+    use_loops(name);
+    for (const KeyValueShape& shape : {KeyValueShape{2, 33, 20}, KeyValueShape{3, 64, 64},
+                                       KeyValueShape{1, 80, 48, true}, KeyValueShape{1, 31, 7, true}}) {
+      KeyValuePanels panels(shape, int8);
+      panels.reserve(300);
+      const auto k = floats(mx::random::normal({300, shape.heads * shape.key_dim}));
+      auto v = floats(mx::random::normal({300, shape.heads * shape.value_dim}));
+      for (int p = 0; p < 300; ++p)
+        panels.put(p, k.data() + p * shape.heads * shape.key_dim,
+                   v.data() + p * shape.heads * shape.value_dim);
+      KeyValuePanels::Scratch scratch;
+      for (const int position : {0, 31, 32, 255, 256, 299}) {
+        for (int head = 0; head < shape.heads; ++head) {
+          const int row = position % 256;
+          const auto block = panels.read(position / 256, head, row + 1, scratch);
+          std::vector<float> keys, values;
+          for (int d = 0; d < shape.key_dim; ++d)
+            keys.push_back(block.keys[(row / 32 * panels.key_dims() + d) * 32 + row % 32]);
+          for (int d = 0; d < shape.value_dim; ++d)
+            values.push_back(block.values[(d / 32 * 256 + row) * 32 + d % 32]);
+          const float* put = k.data() + (position * shape.heads + head) * shape.key_dim;
+          for (int g = 0; g < shape.key_dim; g += 32)
+            expect_rounded(keys.data() + g, put + g, std::min(32, shape.key_dim - g));
+          if (shape.values_in_keys) {  // the same numbers
+            for (int d = 0; d < shape.value_dim; ++d) ASSERT_EQ(values[d], keys[d]);
+            continue;
+          }
+          put = v.data() + (position * shape.heads + head) * shape.value_dim;
+          for (int g = 0; g < shape.value_dim; g += 32)
+            expect_rounded(values.data() + g, put + g, std::min(32, shape.value_dim - g));
+        }
+      }
+    }
+  }
+}
+
+// With int8 too, a row's bits depend neither on chunks, threads nor instruction sets.
+TEST_F(AttentionTest, Int8RowsDependOnTheirSequenceAlone) {
+  constexpr int tokens = 300;
+  for (const bool latent : {false, true}) {
+    const auto heads = latent ? latent_heads(6, 80, 48) : grouped(6, 2, 48);
+    const Qkv x = latent ? random_latent_rows(tokens, heads, 80) : random_rows(tokens, heads, 48, 48);
+    std::vector<float> whole;
+    for (const char* name : {"portable", "avx2", "avx512", "neon", "neon_i8mm"}) {
+      if (!find_loops(name)) continue;
+      use_loops(name);
+      for (const int chunk : {tokens, 1, 77, 256}) {
+        set_threads(chunk % 3 + 1);
+        KeyValues held{.format = int8};
+        std::vector<float> parts;
+        for (int first = 0; first < tokens; first += chunk) {
+          const int end = std::min(tokens, first + chunk);
+          const Qkv part = x.rows(first, end);
+          const auto some =
+              floats(run({part.q, part.k, latent ? part.k : part.v}, heads, {{end - first, &held}}));
+          parts.insert(parts.end(), some.begin(), some.end());
+        }
+        if (whole.empty()) whole = parts;
+        ASSERT_EQ(parts, whole) << name << " " << chunk;
+      }
+    }
+    // Near what float32 gives. The largest of 32 normal numbers is about 2.3, so a code is off by 2.3 / 127 /
+    // sqrt(12) = 0.5 % of their deviation: that much in the values, twice it in the scores of queries of
+    // deviation 2, 1.2 % in all.
+    const auto exact = floats(run({x.q, x.k, latent ? x.k : x.v}, heads, {{tokens}}));
+    double square = 0, difference = 0;
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      square += static_cast<double>(exact[i]) * exact[i];
+      difference += (static_cast<double>(whole[i]) - exact[i]) * (whole[i] - exact[i]);
+    }
+    EXPECT_GT(difference, 0);
+    EXPECT_LT(std::sqrt(difference / square), 0.02);
+  }
+}
+
+TEST_F(AttentionTest, Int8TakesAQuarterAndItsScales) {
+  const auto heads = grouped(4, 2, 64);
+  for (const auto format : {KeyValueFormat::plain, int8}) {
+    KeyValues held{.format = format};
+    mx::eval(run(random_rows(200, heads, 64, 64), heads, {{200, &held}}));
+    const std::size_t numbers = 256 * 2 * 128;
+    EXPECT_EQ(held.bytes(), format == int8 ? numbers + numbers / 32 * 2 : numbers * sizeof(float));
+    EXPECT_EQ(KeyValuePanels({2, 64, 64}, format).block_bytes(), held.bytes());
+  }
+}
+
 TEST_F(AttentionTest, GrowsByBlocksAndCountsItsBytes) {
   const auto heads = grouped(4, 2, 32);
   KeyValues held;
@@ -216,11 +316,14 @@ TEST_F(AttentionTest, WhatIsNotFiniteShowsInTheRowsThatSeeIt) {
   for (const float bad : {std::nanf(""), HUGE_VALF}) {
     auto k = floats(x.k);
     k[20 * 16 + 3] = bad;
-    const auto y = floats(run({x.q, mx::array(k.data(), {40, 16}), x.v}, heads, {{40}}));
-    for (int i = 0; i < 20 * 32; ++i) ASSERT_TRUE(std::isfinite(y[i])) << i;
-    int strange = 0;
-    for (int i = 20 * 32; i < 40 * 32; ++i) strange += std::isnan(y[i]) ? 1 : 0;
-    EXPECT_GT(strange, 0);
+    for (const auto format : {KeyValueFormat::plain, int8}) {
+      KeyValues held{.format = format};
+      const auto y = floats(run({x.q, mx::array(k.data(), {40, 16}), x.v}, heads, {{40, &held}}));
+      for (int i = 0; i < 20 * 32; ++i) ASSERT_TRUE(std::isfinite(y[i])) << i;
+      int strange = 0;
+      for (int i = 20 * 32; i < 40 * 32; ++i) strange += std::isnan(y[i]) ? 1 : 0;
+      EXPECT_GT(strange, 0);
+    }
   }
 }
 
