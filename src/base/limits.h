@@ -79,6 +79,10 @@ inline constexpr milliseconds hub_poll{100};
 inline constexpr milliseconds hub_lock_poll{250};
 inline constexpr std::chrono::hours hub_lock{24};  // waiting for another pull of the same model
 
+// Memory that the cache leaves free, of each memory that ranks are in: the larger of the two.
+inline constexpr double memory_margin_share = 0.05;
+inline constexpr std::uint64_t memory_margin_bytes = 256u << 20;
+
 // Requests.
 inline constexpr int prefill_chunk_tokens = 512;
 inline constexpr int stage_chunk_tokens = 128;  // the same of pipeline stages, which small chunks fill sooner

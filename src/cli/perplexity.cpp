@@ -39,7 +39,8 @@ void run(const PerplexityFlags& flags) {
     throw InputError(
         fmt::format("--window {} is longer than the model's context of {}", flags.window, config.context));
   }
-  const std::size_t window = static_cast<std::size_t>(flags.window > 0 ? flags.window : config.context);
+  const int context = flags.cluster.context.tokens > 0 ? flags.cluster.context.tokens : config.context;
+  const std::size_t window = static_cast<std::size_t>(flags.window > 0 ? flags.window : context);
   const auto conductor = start(folder, make_plan(flags.cluster, config), flags.cluster);
   double sum_nll = 0;
   int tokens = 0;

@@ -69,6 +69,19 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
                   "On CPU: auto rounds them to int8 for quantised weights and to bfloat16 for bfloat16 ones")
       ->check(CLI::IsMember({"auto", "float32"}))
       ->capture_default_str();
+  verb.add_option(
+          "--context", flags.context.tokens,
+          "Longest context of a request, tokens of prompt and answer [the model's, or what memory allows]")
+      ->check(CLI::PositiveNumber);
+  verb.add_option("--kv-memory", flags.context.kv_bytes,
+                  "Most memory for keys and values on each rank, as 8GB [what is free, but for a margin]")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+  verb.add_option(
+          "--kv-bits", flags.kv_bits,
+          "Of cached keys and values: 16 holds them as computed (float32 on CPU); 8 takes 9/16 of that "
+          "memory on GPU, 17/64 on CPU")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str();
   verb.add_option("--threads", flags.threads,
                   "Threads of each worker [its machine's physical cores, shared by the ranks there]")
       ->check(CLI::Range(1, limits::cores));
@@ -156,6 +169,8 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
                                     .wire = flags.wire,
                                     .fp8 = flags.fp8,
                                     .activations = flags.activations,
+                                    .context = flags.context,
+                                    .kv_bits = flags.kv_bits,
                                     .threads = flags.threads,
                                     .cores = parse_pin(flags.pin, plan),
                                     .program = own_program(),
@@ -166,6 +181,7 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
     auto conductor =
         std::make_unique<cluster::Conductor>(std::move(options), [&](const auto& ranks) { bar.show(ranks); });
     bar.clear();
+    fmt::print(stderr, "{}\n", dim(describe(conductor->capacity())));
     return conductor;
   } catch (...) {
     bar.clear();

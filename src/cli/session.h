@@ -23,6 +23,8 @@ struct ClusterFlags {
   std::string wire = "float32";
   std::string fp8 = "bfloat16";
   std::string activations = "auto";
+  cluster::ContextWish context;
+  int kv_bits = 16;
   int threads = 0;  // 0: the workers decide
   std::vector<std::string> pin;
   std::string plan;  // tp, pp or a file; empty: tp

@@ -256,6 +256,7 @@ std::vector<Start> starts(const ConductorOptions& options) {
                     .fp8 = options.fp8,
                     .wire = options.wire,
                     .activations = options.activations,
+                    .kv_bits = options.kv_bits,
                     .threads = options.threads,
                     .ranks_on_host = ranks_on[host],
                     .cores = pinned ? options.cores.at(local++) : std::vector<int>{},
@@ -278,7 +279,7 @@ Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading)
   for (int rank = 0; rank < world; ++rank) hosts.push_back(options.plan.rank(rank).host);
   for (const auto& host : hosts)
     impl.workers.push_back({ChildProcess(worker_command(options, host)), {}, {}, false});
-  impl.state = begin(hosts, fresh_secret(), now_ms());
+  impl.state = begin(hosts, fresh_secret(), now_ms(), options.context);
   impl.on_loading = on_loading;
   for (const auto& start : starts(options)) impl.send(start.rank, {{"start", start}});
   impl.thread = std::thread([&impl] { impl.loop(); });
@@ -306,6 +307,9 @@ void Conductor::cancel(std::uint64_t id) {
   std::lock_guard lock(impl_->mutex);
   if (impl_->clients.contains(id)) impl_->send(0, engine::to_json(engine::Request(engine::Cancel{id})));
 }
+
+// It stays as it is once the group runs, which the constructor has waited for.
+const Capacity& Conductor::capacity() const { return impl_->state.capacity; }
 
 std::vector<RankState> Conductor::ranks() const {
   std::lock_guard lock(impl_->mutex);

@@ -25,7 +25,9 @@ struct ConductorOptions {
   std::string wire = "float32";
   std::string fp8 = "bfloat16";
   std::string activations = "auto";
-  int threads = 0;  // of each worker; 0: its machine's physical cores over its ranks there
+  ContextWish context;
+  int kv_bits = 16;  // or 8
+  int threads = 0;   // of each worker; 0: its machine's physical cores over its ranks there
   std::vector<std::vector<int>> cores;    // that each rank on this machine keeps to; empty: any
   std::filesystem::path program;          // this program, for local workers
   std::string remote_program = "tandem";  // on the other machines
@@ -59,6 +61,7 @@ class Conductor {
   std::uint64_t submit(engine::Request request, OnEvent on_event, OnLost on_lost);
   void cancel(std::uint64_t id);
 
+  const Capacity& capacity() const;
   // The ranks as they are now.
   std::vector<RankState> ranks() const;
   // Called (at once, if it has happened) when a rank or link is lost; the message says which. No request is

@@ -74,14 +74,27 @@ std::vector<Action> join_all(GroupState& state) {
   return actions;
 }
 
-std::vector<Action> run_all(GroupState& state) {
-  state.phase = Phase::running;
+// Memory is measured when every rank has loaded: ranks of one machine share it.
+std::vector<Action> measure_all(GroupState& state) {
+  state.phase = Phase::measuring;
   std::vector<Action> actions;
   for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
     actions.push_back(Send{rank, {{"go", nlohmann::json::object()}}});
   }
-  actions.push_back(Running{});
   return actions;
+}
+
+std::vector<Action> run_all(GroupState& state) {
+  std::vector<RankRoom> rooms;
+  for (const auto& rank : state.ranks) rooms.push_back({rank.host, *rank.room});
+  try {
+    state.capacity = capacity_of(rooms, state.wish);
+  } catch (const InputError& error) {
+    state.phase = Phase::failed;
+    return {GiveUp{true, error.what()}};
+  }
+  state.phase = Phase::running;
+  return {Send{0, {{"serve", Serve{state.capacity.context, state.capacity.cache_tokens}}}}, Running{}};
 }
 
 std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t now_ms) {
@@ -109,6 +122,12 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
     rank.status.resident_bytes = rank.status.peak_bytes = rank.ready->resident_bytes;
     const bool complete =
         state.phase == Phase::joining && all(state, [](auto& r) { return r.ready.has_value(); });
+    return complete ? measure_all(state) : std::vector<Action>{};
+  }
+  if (has("room")) {
+    rank.room = object["room"].get<Room>();
+    const bool complete =
+        state.phase == Phase::measuring && all(state, [](auto& r) { return r.room.has_value(); });
     return complete ? run_all(state) : std::vector<Action>{};
   }
   if (has("status")) {
@@ -139,8 +158,10 @@ std::vector<Action> tick(GroupState& state, std::int64_t now_ms) {
 
 }  // namespace
 
-GroupState begin(const std::vector<std::string>& hosts, std::string secret, std::int64_t now_ms) {
+GroupState begin(const std::vector<std::string>& hosts, std::string secret, std::int64_t now_ms,
+                 const ContextWish& wish) {
   GroupState state;
+  state.wish = wish;
   for (const auto& host : hosts) state.ranks.push_back({.host = host});
   state.secret = std::move(secret);
   state.deadline_ms = now_ms + limits::worker_start.count();

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "cluster/capacity.h"
 #include "cluster/protocol.h"
 #include "engine/request.h"
 
@@ -19,16 +20,19 @@ struct RankState {
   std::optional<Listening> listening;
   Progress progress;
   std::optional<Ready> ready;
+  std::optional<Room> room;
   Status status;
   std::optional<Failed> failed;
   std::optional<std::string> ending;  // how its process ended
 };
 
 struct GroupState {
-  enum class Phase { starting, joining, running, failing, failed };
+  enum class Phase { starting, joining, measuring, running, failing, failed };
   Phase phase = Phase::starting;
   std::vector<RankState> ranks;
   std::string secret;
+  ContextWish wish;
+  Capacity capacity;             // once running
   std::int64_t deadline_ms = 0;  // of starting; of failing
 };
 
@@ -53,7 +57,7 @@ struct Send {
   nlohmann::json object;
 };
 struct Loading {};  // progress changed
-struct Running {};  // every rank is ready
+struct Running {};  // every rank is ready, and its memory measured
 struct Deliver {
   engine::Event event;
 };
@@ -64,7 +68,8 @@ struct GiveUp {
 };
 using Action = std::variant<Send, Loading, Running, Deliver, GiveUp>;
 
-GroupState begin(const std::vector<std::string>& hosts, std::string secret, std::int64_t now_ms);
+GroupState begin(const std::vector<std::string>& hosts, std::string secret, std::int64_t now_ms,
+                 const ContextWish& wish = {});
 std::vector<Action> advance(GroupState& state, const Happening& happening, std::int64_t now_ms);
 
 }  // namespace tandem::cluster

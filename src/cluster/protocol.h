@@ -1,7 +1,8 @@
 // What the conductor and a worker say to each other, one JSON object a line, {name: {…}}:
 //
-//   conductor → worker   start, join, go, then engine requests (rank 0)
-//   worker → conductor   listening, progress, ready, status, then engine events (rank 0); failed at any time
+//   conductor → worker   start, join, go, serve (rank 0), then engine requests (rank 0)
+//   worker → conductor   listening, progress, ready, room, status, then engine events (rank 0); failed at any
+//   time
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@
 
 namespace tandem::cluster {
 
-inline constexpr int protocol_version = 2;
+inline constexpr int protocol_version = 3;
 
 // Which model, which part of it, on which device.
 struct Start {
@@ -27,6 +28,7 @@ struct Start {
   std::string fp8 = "bfloat16";      // or float32, 8bit: weights/formats.h, Fp8As
   std::string wire = "float32";      // or bfloat16: parallel/tcp_group.h, Wire
   std::string activations = "auto";  // auto or float32: kernels/products.h, Activations
+  int kv_bits = 16;                  // or 8: kernels/key_values.h, KeyValueFormat
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
   int ranks_on_host = 1;   // this one among them
   std::vector<int> cores;  // that the worker keeps to; empty: any
@@ -64,6 +66,24 @@ struct Ready {
   int threads = 1;
 };
 
+// What is free once every rank's part is in memory, and what the cache takes of it, bytes (engine/
+// step_memory.h). The answer to "go".
+struct Room {
+  std::string memory = "main";  // which of its machine's: the main memory, or a GPU's own
+  std::uint64_t free_bytes = 0;
+  std::uint64_t total_bytes = 0;
+  std::uint64_t block_bytes = 0;
+  std::uint64_t buffer_bytes = 0;
+  std::uint64_t position_bytes = 0;
+  int model_context = 0;  // tokens
+};
+
+// The group's limits (engine/scheduler.h, ServingLimits).
+struct Serve {
+  int context = 0;
+  std::int64_t cache_tokens = 0;
+};
+
 // Sent when requests have ended.
 struct Status {
   std::uint64_t resident_bytes = 0;
@@ -83,12 +103,15 @@ struct Failed {
 };
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, backend, fp8, wire,
-                                   activations, threads, ranks_on_host, cores, loopback, verbosity)
+                                   activations, kv_bits, threads, ranks_on_host, cores, loopback, verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port, backends)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, step_bytes, resident_bytes, device,
                                    threads)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Room, memory, free_bytes, total_bytes, block_bytes, buffer_bytes,
+                                   position_bytes, model_context)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Serve, context, cache_tokens)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Status, resident_bytes, peak_bytes, cache_bytes, ended, step_s, link_s,
                                    panel_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Failed, kind, message)

@@ -19,6 +19,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "cluster/protocol.h"
+#include "cluster/room.h"
 #include "engine/scheduler.h"
 #include "engine/step.h"
 #include "hardware/cores.h"
@@ -241,7 +242,11 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
                                 .resident_bytes = hardware::process_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",
                                 .threads = kernels::threads()}}});
-  return {std::move(model), {group, activations}, world, place};
+  return {std::move(model),
+          {group, activations},
+          world,
+          place,
+          start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain};
 }
 
 // The rank's model at work, and what it tells the conductor of it.
@@ -250,6 +255,8 @@ class Work {
   // `staged`: the group has pipeline stages, so that ranks are not all at the same step.
   Work(const ControlChannel& channel, engine::StepRunner runner, mx::distributed::Group group, bool staged)
       : channel_(channel), runner_(std::move(runner)), group_(std::move(group)), staged_(staged) {}
+
+  Room room() const { return measure_room(runner_); }
 
   // Rank 0 tells the others each step before it starts it.
   void tell(const engine::StepPlan& plan) const {
@@ -368,9 +375,15 @@ void serve(ControlChannel& channel) {
   const int stages = static_cast<int>(plan.stages.size());
   Work work(channel, load(channel, start, config, *source, plan, group, stage, device), group, stages > 1);
   channel.expect<json>("go");
+  channel.send({{"room", work.room()}});
   parallel::set_timeout(group, stages > 1 ? limits::stage_collective : limits::step_collective);
   if (start.rank == 0) {
-    lead(channel, work, {config.sizes.vocabulary, config.context, stages});
+    const auto serve = channel.expect<Serve>("serve");
+    lead(channel, work,
+         {.vocabulary = config.sizes.vocabulary,
+          .context = serve.context,
+          .cache_tokens = serve.cache_tokens,
+          .stages = stages});
   } else {
     follow(work);
   }

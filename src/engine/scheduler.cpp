@@ -43,8 +43,8 @@ void Scheduler::check(const Request& request) const {
     const int tokens = static_cast<int>(generate->prompt.size());
     if (tokens >= limits_.context) {
       throw InputError(
-          fmt::format("the prompt has {} tokens, but the model's context holds {} for prompt and answer "
-                      "together: shorten the prompt",
+          fmt::format("the prompt has {} tokens, but the context holds {} for prompt and answer together: "
+                      "shorten the prompt",
                       tokens, limits_.context),
           "prompt");
     }
@@ -52,7 +52,7 @@ void Scheduler::check(const Request& request) const {
     check_ids(score->ids, limits_);
     const int tokens = static_cast<int>(score->ids.size());
     if (tokens > limits_.context) {
-      throw InputError(fmt::format("{} ids are more than the model's context of {}", tokens, limits_.context),
+      throw InputError(fmt::format("{} ids are more than the context of {}", tokens, limits_.context),
                        "prompt");
     }
     for (const int position : score->positions) {
@@ -121,11 +121,27 @@ std::vector<int> Scheduler::wanted_rows(const Sequence& sequence, int tokens) co
 
 // All, or each stage's share, so that every stage has some to compute.
 int Scheduler::answers_of_a_step() const {
-  const std::size_t running = std::min(queue_.size(), limits::batch_sequences);
-  const auto end = queue_.begin() + static_cast<std::ptrdiff_t>(running);
+  const auto end = queue_.begin() + static_cast<std::ptrdiff_t>(running());
   const auto answers =
       std::count_if(queue_.begin(), end, [](const Sequence& sequence) { return sequence.answers(); });
   return (static_cast<int>(answers) + limits_.stages - 1) / limits_.stages;
+}
+
+std::int64_t Scheduler::Sequence::most_cached() const {
+  const auto* generate = std::get_if<GenerateRequest>(&request);
+  const std::int64_t tokens = std::int64_t{prompt_tokens} + (generate ? generate->max_tokens : 0);
+  return (tokens + cache_block_tokens - 1) / cache_block_tokens * cache_block_tokens;
+}
+
+// Those before a running one only get fewer, so it stays among them.
+std::size_t Scheduler::running() const {
+  const std::size_t most = std::min(queue_.size(), limits::batch_sequences);
+  std::size_t count = 0;
+  for (std::int64_t room = limits_.cache_tokens; count < most; ++count) {
+    room -= queue_[count].most_cached();
+    if (room < 0) break;
+  }
+  return count;
 }
 
 StepPlan Scheduler::next(double now_s) {
@@ -133,8 +149,8 @@ StepPlan Scheduler::next(double now_s) {
   plan.released_slots = std::exchange(released_, {});
   int prompt_tokens = limits_.stages > 1 ? limits::stage_chunk_tokens : limits::prefill_chunk_tokens;
   int scored_tokens = limits::score_chunk_tokens, answers = answers_of_a_step();
-  const std::size_t running = std::min(queue_.size(), limits::batch_sequences);
-  for (std::size_t i = 0; i < running; ++i) {
+  const std::size_t count = running();
+  for (std::size_t i = 0; i < count; ++i) {
     Sequence& sequence = queue_[i];
     const int left = static_cast<int>(sequence.ids.size()) - sequence.planned;
     int& room = sequence.answers()                                       ? answers

@@ -1,6 +1,7 @@
 // Rank 0's decisions: which request computes what in the next step. Pure: no clock, no model, no pipe.
 #pragma once
 
+#include <cstdint>
 #include <deque>
 #include <optional>
 #include <span>
@@ -15,7 +16,9 @@ namespace tandem::engine {
 struct ServingLimits {
   int vocabulary = 0;
   int context = 0;  // tokens of prompt and answer together
-  int stages = 1;   // of the pipeline: so many steps are to be under way at a time
+  // Of all requests that run at once, each rounded up to whole blocks of the cache. No less than `context`.
+  std::int64_t cache_tokens = INT64_MAX;
+  int stages = 1;  // of the pipeline: so many steps are to be under way at a time
 };
 
 class Scheduler {
@@ -28,10 +31,10 @@ class Scheduler {
   // Nothing to compute and no cache to drop.
   bool idle() const { return queue_.empty() && released_.empty(); }
 
-  // The next step of the oldest limits::batch_sequences requests: the next token of each that answers, and of
-  // the prompts as many tokens, the oldest's first, as a step takes. With pipeline stages a part of the
-  // answers has its place in each step. May be called again before finish(); a token whose predecessor is not
-  // sampled yet waits.
+  // The next step of the oldest requests, limits::batch_sequences at most and as many as the cache has room
+  // for whatever they grow to: the next token of each that answers, and of the prompts as many tokens, the
+  // oldest's first, as a step takes. With pipeline stages a part of the answers has its place in each step.
+  // May be called again before finish(); a token whose predecessor is not sampled yet waits.
   StepPlan next(double now_s);
 
   // What the oldest unfinished step's logits bring: tokens, ends, scores. `rows` as StepRunner::finish()
@@ -50,9 +53,11 @@ class Scheduler {
     double submitted_s = 0, started_s = -1, first_token_s = 0;
 
     bool answers() const { return planned >= prompt_tokens; }
+    std::int64_t most_cached() const;  // tokens of the cache that it can come to take
   };
 
   void check(const Request& request) const;
+  std::size_t running() const;
   int answers_of_a_step() const;
   std::vector<int> wanted_rows(const Sequence& sequence, int tokens) const;
   std::vector<Event> finish_step(Sequence& sequence, const SequenceStep& step, std::span<float> rows,
@@ -63,7 +68,7 @@ class Scheduler {
   std::vector<Event> cancel(std::uint64_t id, double now_s);
 
   ServingLimits limits_;
-  std::deque<Sequence> queue_;  // the first limits::batch_sequences run
+  std::deque<Sequence> queue_;  // the first running() run
   std::vector<int> released_;
   int next_slot_ = 0;
 };

@@ -103,7 +103,8 @@ void StepRunner::start(const StepPlan& plan) {
   std::vector<int> ids, wanted;  // wanted: rows of all tokens
   std::vector<models::SequenceRows> sequences;
   for (const auto& sequence : plan.sequences) {
-    auto& cache = caches_.try_emplace(sequence.slot, static_cast<int>(model_.layers.size())).first->second;
+    auto& cache = caches_.try_emplace(sequence.slot, static_cast<int>(model_.layers.size()), cache_format_)
+                      .first->second;
     for (const int row : sequence.rows) wanted.push_back(static_cast<int>(ids.size()) + row);
     ids.insert(ids.end(), sequence.tokens.begin(), sequence.tokens.end());
     sequences.push_back({static_cast<int>(sequence.tokens.size()), &cache});

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/step_memory.h"
 #include "models/decoder.h"
 #include "models/kv_cache.h"
 #include "models/layers.h"
@@ -43,11 +44,13 @@ class StepRunner {
   StepRunner(models::Decoder model, models::Context context)
       : StepRunner(std::move(model), context, context.group, {}) {}
   // The layers of the stage at `place` among the ranks of `world`; with several stages, a tcp group.
-  StepRunner(models::Decoder model, models::Context context, models::Group world, parallel::Place place)
+  StepRunner(models::Decoder model, models::Context context, models::Group world, parallel::Place place,
+             kernels::KeyValueFormat cache_format = kernels::KeyValueFormat::plain)
       : model_(std::move(model)),
         context_(std::move(context)),
         world_(std::move(world)),
-        place_(std::move(place)) {}
+        place_(std::move(place)),
+        cache_format_(cache_format) {}
 
   // This stage's part of the step.
   void start(const StepPlan& plan);
@@ -59,6 +62,8 @@ class StepRunner {
   bool can_finish() const;
 
   std::size_t cache_bytes() const;
+  StepMemory memory() const { return step_memory(model_, context_.activations, cache_format_); }
+  int model_context() const { return model_.config.context; }  // tokens
 
  private:
   struct UnderWay {
@@ -78,6 +83,7 @@ class StepRunner {
   models::Context context_;
   models::Group world_;
   parallel::Place place_;
+  kernels::KeyValueFormat cache_format_;
   std::map<int, models::KvCache> caches_;
   std::uint64_t started_ = 0;
   std::deque<UnderWay> under_way_;  // on rank 0, oldest first

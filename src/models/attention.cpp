@@ -53,6 +53,15 @@ mx::array attend(const LatentAttention& w, const mx::array& x, const Pass& pass,
   return products(kernels::linear_by_head(y, w.value_up), {&w.output}).front();
 }
 
+kernels::KeyValueShape held_shape(const GroupedAttention& w) {
+  const int heads = w.key.weight.out() / w.head_dim;
+  return {heads, w.head_dim, w.value.weight.out() / heads};
+}
+
+kernels::KeyValueShape held_shape(const LatentAttention& w) {
+  return {1, w.value_up.in() + w.rope, w.value_up.in(), /*values_in_keys=*/true};
+}
+
 std::size_t step_bytes(const GroupedAttention& w) {
   std::size_t sum = bytes_of(w.query) + bytes_of(w.key) + bytes_of(w.value) + bytes_of(w.output);
   for (const auto* norm : {&w.query_norm, &w.key_norm}) sum += *norm ? (*norm)->nbytes() : 0;

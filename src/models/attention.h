@@ -49,6 +49,12 @@ struct LatentAttention {
 mlx::core::array attend(const GroupedAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
 mlx::core::array attend(const LatentAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
 
+// What a rank's cache holds of a position, and how many heads read it.
+kernels::KeyValueShape held_shape(const GroupedAttention& w);
+kernels::KeyValueShape held_shape(const LatentAttention& w);
+inline int query_heads(const GroupedAttention& w) { return static_cast<int>(w.kv_of_query.size()); }
+inline int query_heads(const LatentAttention& w) { return w.value_up.count(); }
+
 // Bytes of the weights that one token reads.
 std::size_t step_bytes(const GroupedAttention& w);
 std::size_t step_bytes(const LatentAttention& w);

@@ -10,7 +10,8 @@ namespace tandem::models {
 
 class KvCache {
  public:
-  explicit KvCache(int layers) : layers_(layers) {}
+  explicit KvCache(int layers, kernels::KeyValueFormat format = kernels::KeyValueFormat::plain)
+      : layers_(layers, kernels::KeyValues{.format = format}) {}
 
   kernels::KeyValues& layer(int index) { return layers_[index]; }
   // Positions held.

@@ -91,14 +91,13 @@ engine::GenerateRequest to_engine(const CompletionRequest& request, const Served
 }
 
 // The engine refuses such a prompt too, without OpenAI's code for it.
-void check_length(const engine::GenerateRequest& generate, const CompletionRequest& request,
-                  const ServedModel& model) {
+void check_length(const engine::GenerateRequest& generate, const CompletionRequest& request, int context) {
   const auto tokens = static_cast<int>(generate.prompt.size());
-  if (tokens < model.config.context) return;
+  if (tokens < context) return;
   throw HttpError(400,
-                  fmt::format("the prompt has {} tokens, but the model's context holds {} for prompt and "
-                              "answer together: shorten the prompt",
-                              tokens, model.config.context),
+                  fmt::format("the prompt has {} tokens, but the context holds {} for prompt and answer "
+                              "together: shorten the prompt",
+                              tokens, context),
                   request.is_chat() ? "messages" : "prompt", "context_length_exceeded");
 }
 
@@ -147,7 +146,7 @@ class AnswerWriter {
 asio::awaitable<void> complete(Exchange& exchange, CompletionRequest request, cluster::Conductor& conductor,
                                const ServedModel& model, std::shared_ptr<asio::io_context> context) {
   auto generate = to_engine(request, model);
-  check_length(generate, request, model);
+  check_length(generate, request, conductor.capacity().context);
   const auto inbox = std::make_shared<Inbox>(std::move(context));
   const auto id = conductor.submit(
       std::move(generate), [inbox](const engine::Event& event) { inbox->post(event); },

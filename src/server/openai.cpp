@@ -286,8 +286,12 @@ std::string usage_chunk(const AnswerHead& head, const engine::DoneEvent& done) {
   return dumped(object);
 }
 
-std::string models_json(const std::string& model, std::int64_t created) {
-  const json one{{"id", model}, {"object", "model"}, {"created", created}, {"owned_by", "tandem"}};
+std::string models_json(const std::string& model, std::int64_t created, int context) {
+  const json one{{"id", model},
+                 {"object", "model"},
+                 {"created", created},
+                 {"owned_by", "tandem"},
+                 {"max_model_len", context}};
   return dumped({{"object", "list"}, {"data", {one}}});
 }
 

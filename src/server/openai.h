@@ -56,7 +56,7 @@ std::string text_chunk(const AnswerHead& head, const std::string& text);
 std::string last_chunk(const AnswerHead& head, const std::string& reason);
 std::string usage_chunk(const AnswerHead& head, const engine::DoneEvent& done);
 
-// GET /v1/models
-std::string models_json(const std::string& model, std::int64_t created);
+// GET /v1/models. `context`: tokens that a request may have; OpenAI's list has no such field, vLLM's does.
+std::string models_json(const std::string& model, std::int64_t created, int context);
 
 }  // namespace tandem::server

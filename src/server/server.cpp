@@ -38,9 +38,16 @@ std::string health_json(const cluster::Conductor& conductor) {
     ranks.push_back({{"rank", ranks.size()},
                      {"host", rank.host},
                      {"weight_bytes", rank.ready->weight_bytes},
+                     {"cache_bytes", rank.status.cache_bytes},
                      {"resident_bytes", rank.status.resident_bytes}});
   }
-  return nlohmann::json{{"status", "ok"}, {"ranks", ranks}}.dump();
+  const auto& capacity = conductor.capacity();
+  return nlohmann::json{{"status", "ok"},
+                        {"context", capacity.context},
+                        {"cache_tokens", capacity.cache_tokens},
+                        {"cache_token_bytes", capacity.token_bytes},
+                        {"ranks", ranks}}
+      .dump();
 }
 
 asio::awaitable<void> complete_bounded(Service& service, Exchange& exchange, bool chat) {
@@ -71,7 +78,7 @@ asio::awaitable<void> route(Service& service, Exchange& exchange) {
     co_await complete_bounded(service, exchange, path == "/v1/chat/completions");
   } else if (path == "/v1/models" || path == "/v1/models/" + service.model.name) {
     require("GET");
-    const auto list = models_json(service.model.name, service.created);
+    const auto list = models_json(service.model.name, service.created, service.conductor.capacity().context);
     // Not within co_await: g++ 12 frees such a conditional's temporary twice.
     const bool one = path != "/v1/models";
     const std::string body = one ? nlohmann::json::parse(list)["data"][0].dump() : list;

@@ -20,6 +20,13 @@ Happening listening(int rank) {
   return Line{rank, {{"listening", Listening{"here", 100 + rank, {"127.0.0.1"}, 5000 + rank}}}};
 }
 Happening ready(int rank) { return Line{rank, {{"ready", Ready{10, 1, 9, 1000, "cpu", 1}}}}; }
+Happening room(int rank, std::uint64_t free_bytes = 10'000'000'000) {
+  return Line{rank,
+              {{"room", Room{.free_bytes = free_bytes,
+                             .total_bytes = 20'000'000'000,
+                             .block_bytes = 256'000,
+                             .model_context = 4096}}}};
+}
 Happening failed(int rank, const char* kind, const char* message) {
   return Line{rank, {{"failed", Failed{kind, message}}}};
 }
@@ -35,6 +42,7 @@ struct Group {
   Group& run() {
     for (int rank = 0; rank < size(); ++rank) happens(listening(rank));
     for (int rank = 0; rank < size(); ++rank) happens(ready(rank));
+    for (int rank = 0; rank < size(); ++rank) happens(room(rank));
     EXPECT_EQ(state.phase, Phase::running);
     return *this;
   }
@@ -62,7 +70,7 @@ struct Group {
   std::int64_t now_ms = start_ms;
 };
 
-TEST(GroupLogicTest, AllListenThenJoinThenGo) {
+TEST(GroupLogicTest, AllListenThenJoinThenGoThenServe) {
   Group group({"local", "studio2", "studio3"});
   EXPECT_EQ(group.state.phase, Phase::starting);
   EXPECT_TRUE(group.happens(listening(2)).empty());
@@ -86,13 +94,21 @@ TEST(GroupLogicTest, AllListenThenJoinThenGo) {
   EXPECT_TRUE(group.happens(ready(1)).empty());
   EXPECT_TRUE(group.happens(ready(2)).empty());
   actions = group.happens(ready(0));
-  EXPECT_EQ(group.state.phase, Phase::running);
-  ASSERT_EQ(actions.size(), 4u);
+  EXPECT_EQ(group.state.phase, Phase::measuring);
+  ASSERT_EQ(actions.size(), 3u);
   for (int rank = 0; rank < 3; ++rank) {
     EXPECT_EQ(std::get<Send>(actions[rank]).rank, rank);
     EXPECT_TRUE(std::get<Send>(actions[rank]).object.contains("go"));
   }
-  EXPECT_TRUE(std::holds_alternative<Running>(actions[3]));
+  EXPECT_TRUE(group.happens(room(2)).empty());
+  EXPECT_TRUE(group.happens(room(0)).empty());
+  actions = group.happens(room(1));
+  EXPECT_EQ(group.state.phase, Phase::running);
+  ASSERT_EQ(actions.size(), 2u);
+  EXPECT_EQ(std::get<Send>(actions[0]).rank, 0);
+  EXPECT_EQ(std::get<Send>(actions[0]).object.at("serve").get<Serve>().context, 4096);
+  EXPECT_EQ(group.state.capacity.context, 4096);
+  EXPECT_TRUE(std::holds_alternative<Running>(actions[1]));
   EXPECT_EQ(group.state.ranks[0].status.resident_bytes, 1000u);
 
   actions = group.happens(Line{0, engine::to_json(engine::Event(engine::TokenEvent{4, 9}))});
@@ -100,6 +116,19 @@ TEST(GroupLogicTest, AllListenThenJoinThenGo) {
   EXPECT_EQ(std::get<engine::TokenEvent>(std::get<Deliver>(actions[0]).event).token, 9);
   EXPECT_TRUE(group.happens(Line{2, {{"status", Status{7, 8, 9, 1, 0.5, 0.25}}}}).empty());
   EXPECT_EQ(group.state.ranks[2].status.cache_bytes, 9u);
+}
+
+TEST(GroupLogicTest, AGroupWithoutMemoryForAContextEndsAndSaysSo) {
+  Group group({"local", "studio2"});
+  for (const int rank : {0, 1}) group.happens(listening(rank));
+  for (const int rank : {0, 1}) group.happens(ready(rank));
+  group.happens(room(0));
+  const auto actions = group.happens(room(1, 1000));
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_TRUE(std::get<GiveUp>(actions[0]).input);
+  EXPECT_NE(std::get<GiveUp>(actions[0]).message.find("studio2"), std::string::npos);
+  EXPECT_EQ(group.state.phase, Phase::failed);
+  EXPECT_TRUE(group.happens(exited(0)).empty());
 }
 
 TEST(GroupLogicTest, ARunningGroupMayIdleForEver) {

@@ -126,9 +126,13 @@ class Simulation {
     } else if (send.object.contains("go")) {
       EXPECT_EQ(ready_.size(), static_cast<std::size_t>(ranks_)) << "told to go before all were ready";
       EXPECT_TRUE(gone_.insert(send.rank).second) << "told to go twice";
-      for (int i = 0; i < 5 && send.rank == 0; ++i)
+      at(below(50), Line{send.rank, {{"room", Room{"main", 9u << 30, 9u << 30, 1000, 0, 0, 64}}}});
+      at(50 + below(4000), Line{send.rank, {{"status", Status{1, 2, 3}}}});
+    } else if (send.object.contains("serve")) {
+      EXPECT_EQ(send.rank, 0);
+      EXPECT_EQ(gone_.size(), static_cast<std::size_t>(ranks_)) << "told to serve before all were measured";
+      for (int i = 0; i < 5; ++i)
         at(below(4000), Line{0, engine::to_json(engine::Event(engine::TokenEvent{1, i}))});
-      at(below(4000), Line{send.rank, {{"status", Status{1, 2, 3}}}});
     } else {
       ADD_FAILURE() << "sent " << send.object;
     }

@@ -67,6 +67,13 @@ class FakeRunner {
     return rows;
   }
   std::size_t slots_held() const { return held_.size(); }
+  std::int64_t tokens_held() const {  // each slot's in whole blocks
+    std::int64_t sum = 0;
+    for (const auto& [slot, held] : held_)
+      sum += (static_cast<std::int64_t>(held.size()) + cache_block_tokens - 1) / cache_block_tokens *
+             cache_block_tokens;
+    return sum;
+  }
   std::size_t slots_released() const { return released_.size(); }
 
  private:
@@ -337,6 +344,57 @@ TEST(SchedulerTest, WhatJustFitsIsServed) {
     harness.run_all();
     harness.done(4);
   }
+}
+
+// Requests whose caches would not fit together wait for each other, in their order, and answer the same.
+TEST(SchedulerTest, RequestsWaitForRoomInTheCache) {
+  constexpr int block = cache_block_tokens;
+  const struct {
+    const char* name;
+    std::int64_t cache_tokens;
+    std::vector<std::pair<int, int>> requests;  // prompt, max_tokens
+    std::size_t first_running;
+    std::size_t most_running;
+  } table[] = {
+      {"all fit", 4 * block, {{100, 20}, {100, 156}, {1, 256}}, 3, 3},
+      {"one at a time", 2 * block, {{300, 20}, {300, 20}, {300, 20}}, 1, 1},
+      {"by what they may grow to", 2 * block, {{10, 20}, {10, 300}, {10, 20}}, 1, 1},
+      {"two of three", 3 * block, {{200, 20}, {200, 200}, {200, 20}}, 2, 2},
+      {"no overtaking", 4 * block, {{10, 20}, {900, 100}, {10, 20}}, 1, 1},
+  };
+  for (const auto& row : table) {
+    Harness harness(
+        {vocabulary, static_cast<int>(std::min<std::int64_t>(context, row.cache_tokens)), row.cache_tokens});
+    for (std::size_t i = 0; i < row.requests.size(); ++i) {
+      const auto [prompt, tokens] = row.requests[i];
+      ASSERT_TRUE(harness.submit(greedy(i, some_ids(prompt), tokens)).empty());
+    }
+    harness.step();
+    EXPECT_EQ(harness.runner.slots_held(), row.first_running) << row.name;
+    std::size_t most = 0;
+    for (int steps = 0; !harness.scheduler.idle(); ++steps) {
+      ASSERT_LT(steps, 10'000);
+      harness.step();
+      most = std::max(most, harness.runner.slots_held());
+      EXPECT_LE(harness.runner.tokens_held(), row.cache_tokens) << row.name;
+    }
+    EXPECT_LE(most, row.most_running) << row.name;
+    for (std::size_t i = 0; i < row.requests.size(); ++i) {
+      const auto [prompt, tokens] = row.requests[i];
+      EXPECT_EQ(harness.tokens(i), greedy_answer(some_ids(prompt), tokens)) << row.name;
+      harness.done(i);
+    }
+  }
+}
+
+TEST(SchedulerTest, ACancelledRequestLetsTheNextOneIn) {
+  Harness harness({vocabulary, 512, 512});
+  harness.submit(greedy(1, some_ids(300), 100));
+  harness.submit(greedy(2, some_ids(300), 5));
+  harness.step();
+  harness.submit(Cancel{1});
+  harness.run_all();
+  EXPECT_EQ(harness.tokens(2), greedy_answer(some_ids(300), 5));
 }
 
 TEST(SchedulerTest, AFullQueueRefuses) {

@@ -202,8 +202,9 @@ TEST(OpenAi, AnswersHaveOpenAisForm) {
   const auto usage = json::parse(usage_chunk(chat, done));
   EXPECT_EQ(usage["choices"], json::array());
   EXPECT_EQ(usage["usage"]["total_tokens"], 5);
-  EXPECT_EQ(json::parse(models_json("m", 5))["data"][0]["id"], "m");
-  EXPECT_TRUE(json::parse(models_json("m", 5))["data"].is_array());
+  EXPECT_EQ(json::parse(models_json("m", 5, 9))["data"][0]["id"], "m");
+  EXPECT_EQ(json::parse(models_json("m", 5, 9))["data"][0]["max_model_len"], 9);
+  EXPECT_TRUE(json::parse(models_json("m", 5, 9))["data"].is_array());
 }
 
 }  // namespace

@@ -1,0 +1,49 @@
+#include "cluster/room.h"
+
+#include <mlx/device.h>
+#include <mlx/memory.h>
+
+#include <algorithm>
+
+#include "engine/step_memory.h"
+#include "hardware/memory.h"
+
+namespace tandem::cluster {
+namespace {
+
+namespace mx = mlx::core;
+
+// A GPU of its own memory, or of the machine's.
+void measure_gpu(Room& room) {
+  mx::clear_cache();
+  const auto& info = mx::device_info(mx::default_device());
+  const auto bytes = [&](const char* name) -> std::uint64_t {
+    const auto found = info.find(name);
+    return found == info.end() ? 0 : std::get<std::size_t>(found->second);
+  };
+  if (const std::uint64_t free = bytes("free_memory"); free > 0) {  // CUDA
+    room.memory = std::get<std::string>(info.at("uuid"));
+    room.total_bytes = bytes("total_memory");
+    room.free_bytes = free;
+  } else if (const std::uint64_t most = bytes("max_recommended_working_set_size"); most > 0) {  // Metal
+    room.free_bytes =
+        std::min<std::uint64_t>(room.free_bytes, most - std::min(most, mx::get_active_memory()));
+  }
+}
+
+}  // namespace
+
+Room measure_room(const engine::StepRunner& runner) {
+  const auto memory = hardware::machine_memory();
+  const auto needs = runner.memory();
+  Room room{.free_bytes = memory.available_bytes,
+            .total_bytes = memory.total_bytes,
+            .block_bytes = needs.block,
+            .buffer_bytes = needs.buffers,
+            .position_bytes = needs.position,
+            .model_context = runner.model_context()};
+  if (mx::default_device() == mx::Device::gpu) measure_gpu(room);
+  return room;
+}
+
+}  // namespace tandem::cluster
