@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/attention_by_mlx.h"
 #include "kernels/gradients.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
@@ -285,6 +286,40 @@ TEST_F(AttentionTest, Int8RowsDependOnTheirSequenceAlone) {
     }
     EXPECT_GT(difference, 0);
     EXPECT_LT(std::sqrt(difference / square), 0.02);
+  }
+}
+
+// What a GPU runs, here on MLX's CPU stream: MLX's affine codes in place of ours.
+TEST_F(AttentionTest, MlxHoldsInt8TooAndGrowsByBlocks) {
+  const mx::Stream cpu = mx::default_stream(mx::Device::cpu);
+  struct Row {
+    int queries, dim, value_dim, tokens;
+    bool latent;
+  };
+  for (const Row& r : {Row{6, 64, 64, 300, false}, Row{4, 20, 24, 40, false}, Row{6, 80, 48, 300, true}}) {
+    const auto heads = r.latent ? latent_heads(r.queries, r.dim, r.value_dim) : grouped(r.queries, 2, r.dim);
+    const Qkv x = r.latent ? random_latent_rows(r.tokens, heads, r.dim)
+                           : random_rows(r.tokens, heads, r.dim, r.value_dim);
+    const auto v = [&](const Qkv& rows) { return r.latent ? rows.k : rows.v; };
+    const auto exact = floats(attention_by_mlx(x.q, x.k, v(x), heads, {{r.tokens}}, cpu));
+    KeyValues held{.format = int8};
+    std::vector<float> parts;
+    for (int first = 0; first < r.tokens; first += 100) {
+      const Qkv part = x.rows(first, std::min(r.tokens, first + 100));
+      const auto some =
+          floats(attention_by_mlx(part.q, part.k, v(part), heads, {{part.q.shape(0), &held}}, cpu));
+      parts.insert(parts.end(), some.begin(), some.end());
+    }
+    double square = 0, difference = 0;
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      square += static_cast<double>(exact[i]) * exact[i];
+      difference += (static_cast<double>(parts[i]) - exact[i]) * (parts[i] - exact[i]);
+    }
+    EXPECT_GT(difference, 0);
+    EXPECT_LT(std::sqrt(difference / square), 0.02);
+    const KeyValueShape shape{heads.kv_heads, r.dim, r.value_dim, r.latent};
+    const std::size_t blocks = (r.tokens + 255) / 256;
+    EXPECT_EQ(held.bytes(), blocks * block_bytes_on_gpu(shape, int8, sizeof(float)));
   }
 }
 
