@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/limits.h"
@@ -181,7 +183,8 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
     auto conductor =
         std::make_unique<cluster::Conductor>(std::move(options), [&](const auto& ranks) { bar.show(ranks); });
     bar.clear();
-    fmt::print(stderr, "{}\n", dim(describe(conductor->capacity())));
+    // Not by fmt::print, which throws where stderr is closed.
+    std::fputs((dim(describe(conductor->capacity())) + "\n").c_str(), stderr);
     return conductor;
   } catch (...) {
     bar.clear();
