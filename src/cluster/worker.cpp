@@ -382,8 +382,8 @@ void serve(ControlChannel& channel) {
     lead(channel, work,
          {.vocabulary = config.sizes.vocabulary,
           .context = serve.context,
-          .cache_tokens = serve.cache_tokens,
-          .stages = stages});
+          .stages = stages,
+          .cache_tokens = serve.cache_tokens});
   } else {
     follow(work);
   }

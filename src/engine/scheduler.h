@@ -16,9 +16,9 @@ namespace tandem::engine {
 struct ServingLimits {
   int vocabulary = 0;
   int context = 0;  // tokens of prompt and answer together
+  int stages = 1;   // of the pipeline: so many steps are to be under way at a time
   // Of all requests that run at once, each rounded up to whole blocks of the cache. No less than `context`.
   std::int64_t cache_tokens = INT64_MAX;
-  int stages = 1;  // of the pipeline: so many steps are to be under way at a time
 };
 
 class Scheduler {

@@ -363,8 +363,8 @@ TEST(SchedulerTest, RequestsWaitForRoomInTheCache) {
       {"no overtaking", 4 * block, {{10, 20}, {900, 100}, {10, 20}}, 1, 1},
   };
   for (const auto& row : table) {
-    Harness harness(
-        {vocabulary, static_cast<int>(std::min<std::int64_t>(context, row.cache_tokens)), row.cache_tokens});
+    Harness harness({vocabulary, static_cast<int>(std::min<std::int64_t>(context, row.cache_tokens)), 1,
+                     row.cache_tokens});
     for (std::size_t i = 0; i < row.requests.size(); ++i) {
       const auto [prompt, tokens] = row.requests[i];
       ASSERT_TRUE(harness.submit(greedy(i, some_ids(prompt), tokens)).empty());
@@ -388,7 +388,7 @@ TEST(SchedulerTest, RequestsWaitForRoomInTheCache) {
 }
 
 TEST(SchedulerTest, ACancelledRequestLetsTheNextOneIn) {
-  Harness harness({vocabulary, 512, 512});
+  Harness harness({vocabulary, 512, 1, 512});
   harness.submit(greedy(1, some_ids(300), 100));
   harness.submit(greedy(2, some_ids(300), 5));
   harness.step();
