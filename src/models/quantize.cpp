@@ -226,12 +226,12 @@ void write_index(const QuantizeFolder& folder, const std::vector<std::vector<Lai
 QuantizeReport quantize(const fs::path& model, const fs::path& out, const QuantizeOptions& options,
                         const QuantizeWatcher& watcher) {
   const ModelConfig config = load_config(model);
-  const weights::Checkpoint source(model);
+  weights::Checkpoint source(model);
   const auto layout = quantized_layout(config, source, options);
   const auto shards = cut_into_shards(layout, options.max_shard_bytes);
   const auto shard = parallel::shard_of(config.sizes, {1.0}, 0);
-  const weights::ShardedWeights weights(source, shard_rules(config, source), config.formats, shard, 0,
-                                        config.layers);
+  const weights::ShardedWeights weights(source, shard_rules(config, source, {0, config.layers}),
+                                        config.formats, shard, 0, config.layers);
   QuantizeReport report = report_of(config, source, shards);
   QuantizeProgress& progress = report.progress;
   QuantizeFolder folder(out, plan_of(model, source, shards),

@@ -41,7 +41,7 @@ class LayoutMaker {
         source_(source),
         options_(options),
         whole_(parallel::shard_of(config.sizes, {1.0}, 0)),
-        rules_(shard_rules(config, source)),
+        rules_(shard_rules(config, source, {0, config.layers})),
         fits_(options.keep.size(), false) {}
 
   std::vector<LaidOut> make() {
