@@ -44,11 +44,12 @@ std::string first_stranger(const fs::path& folder) {
 QuantizeFolder::QuantizeFolder(fs::path folder, const std::string& plan, const std::string& made_of)
     : folder_(std::move(folder)), plan_(plan), made_of_(made_of) {
   std::error_code error;
+  if (fs::exists(folder_, error) && !fs::is_directory(folder_, error))
+    throw InputError(
+        fmt::format("cannot make the folder {}: there is a file of this name", folder_.string()));
   fs::create_directories(folder_, error);
-  if (!fs::is_directory(folder_)) {
-    throw InputError(fmt::format("cannot make the folder {}: {}", folder_.string(),
-                                 error ? error.message() : "there is a file of this name"));
-  }
+  if (error)
+    throw InputError(fmt::format("cannot make the folder {}: {}", folder_.string(), error.message()));
   const auto state = find_json_file(file(state_name));
   if (!state) {
     if (const auto name = first_stranger(folder_); !name.empty()) {

@@ -61,10 +61,6 @@ TEST(Config, RefusesWithTheFieldsName) {
       {{{"quantization_config", {{"quant_method", "fp8"}, {"fmt", "e5m2"}}}}, {"e5m2"}},
       {{{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 64}}}}},
        {"weight_block_size"}},
-      {{{"quantization", {{"bits", 4}, {"group_size", 128}}},
-        {"hidden_size", 128},
-        {"intermediate_size", 704}},
-       {"704", "groups of 128"}},
       {{{"quantization", 4}}, {"quantization"}},
       {{{"model_type", "mistral"}, {"sliding_window", 0}}, {"sliding_window"}},
   };

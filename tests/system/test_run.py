@@ -178,7 +178,7 @@ def test_help_of_every_verb():
 @pytest.mark.parametrize("redirection, code, message", [
     ("> /dev/full", 1, "cannot write the result: No space left on device"),
     (">&-", 1, "cannot write the result"),
-    ("| head -c 1 >/dev/null; exit ${PIPESTATUS[0]}", 141, ""),
+    ("| true; exit ${PIPESTATUS[0]}", 141, ""),
     ("2>&-", 0, ""),
 ])
 def test_a_result_that_cannot_be_written(redirection, code, message):
