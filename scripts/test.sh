@@ -21,7 +21,8 @@ for preset in release asan; do
   step "$preset: unit tests"
   ctest --test-dir build/$preset --output-on-failure
   step "$preset: system tests"
-  TANDEM_PROGRAM=$PWD/build/$preset/tandem "$venv/python" -m pytest -q tests/system
+  select=""; [ $preset = release ] || select="not release_only"
+  TANDEM_PROGRAM=$PWD/build/$preset/tandem "$venv/python" -m pytest -q -m "$select" --durations=8 tests/system
 done
 
 if [ "$(uname -sm)" = "Linux x86_64" ]; then

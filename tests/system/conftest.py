@@ -18,6 +18,14 @@ TIMEOUT_S = 120
 LONG_SEED = 9  # at temperature 5 the story about Tom and a shell goes on for 700 tokens
 
 
+# What is measured, or tested at length, in the release build alone: scripts/test.sh leaves it out under sanitizers.
+release_only = pytest.mark.release_only
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "release_only: not under sanitizers")
+
+
 def run_tandem(*args, **kwargs):
     """One run to its end; stdin is empty unless `input` is given."""
     if "input" not in kwargs:

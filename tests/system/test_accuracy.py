@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import DEMO_MODEL, ROOT, run_tandem
+from conftest import DEMO_MODEL, ROOT, release_only, run_tandem
 
 DEEPSEEK = ROOT / "tests/golden/tiny-deepseek-v3-mlx-4bit"
 MLX_4BIT = ROOT / "tests/golden/tiny-llama-mlx-4bit"
@@ -42,6 +42,7 @@ def mean_nll(model, text, activations="float32", kv_bits=16, least_tokens=5000):
     return result["mean_nll"]
 
 
+@release_only
 @pytest.mark.parametrize("bits, bar", [(8, 0.005), (4, 0.02)])
 def test_int8_activations_move_the_mean_nll_little(checkpoint, dialogues, bits, bar):
     exact, rounded = (mean_nll(checkpoint[bits], dialogues, a) for a in ("float32", "auto"))
@@ -52,6 +53,7 @@ def test_int8_activations_move_the_mean_nll_little(checkpoint, dialogues, bits, 
 
 # A code is off by at most 1/254 of the largest of the 32 numbers that share its scale, as an int8 activation is; but
 # these are rounded before every product, so what they may cost at 8 bit is the bar here too.
+@release_only
 @pytest.mark.parametrize("model", [DEMO_MODEL, DEEPSEEK], ids=["heads", "latents"])
 def test_8_bit_caches_move_the_mean_nll_little(dialogues, model, tmp_path):
     few = tmp_path / "few.txt"

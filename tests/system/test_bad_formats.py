@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from safetensors_file import read_safetensors, write_safetensors
-from conftest import ROOT, run_tandem
+from conftest import ROOT, release_only, run_tandem
 
 FP8, V3, V2, QWEN = "deepseek-v3-fp8", "tiny-deepseek-v3-mlx-4bit", "deepseek-v2", "qwen3-moe"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -188,7 +188,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=release_only), 2])
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_model(tmp_path, name, ranks):
     source, damage, words = DAMAGES[name]

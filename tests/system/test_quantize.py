@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors_file import read_safetensors, write_safetensors
-from conftest import DEMO_MODEL, PROGRAM, ROOT, Server, run_tandem, wait_until
+from conftest import DEMO_MODEL, PROGRAM, ROOT, Server, release_only, run_tandem, wait_until
 from random_checkpoint import write_random
 
 MLX_4BIT = ROOT / "tests/golden/tiny-llama-mlx-4bit"  # made of DEMO_MODEL by mlx-lm
@@ -90,6 +90,7 @@ def test_has_the_bytes_of_mlx_lms_own_file(of_demo):
         assert (of_demo[4] / name).read_bytes() == (DEMO_MODEL / name).read_bytes()
 
 
+@release_only
 @pytest.mark.parametrize("bits", [4, 8])
 def test_mlx_lm_answers_the_same(of_demo, bits):
     ours = [json.loads(run_tandem("run", of_demo[bits], question, "--json").stdout)["text"] for question in QUESTIONS]
@@ -151,6 +152,7 @@ def test_shards_hold_no_more_than_asked(tmp_path):
     assert run_tandem("run", out, QUESTIONS[0]).stdout == b"29 + 31 = 60.\n"
 
 
+@release_only
 @pytest.mark.parametrize("bits, most", [(8, 0.005), (4, 0.05)])
 def test_perplexity_is_near_the_originals(of_demo, bits, most, tmp_path):
     text = tmp_path / "dialogues.txt"
@@ -164,6 +166,7 @@ def test_perplexity_is_near_the_originals(of_demo, bits, most, tmp_path):
     assert abs(change) < most
 
 
+@release_only
 @pytest.mark.parametrize("bits, least", [(8, 99), (4, 97)])
 def test_hundred_additions(of_demo, bits, least):
     from openai import OpenAI
@@ -182,6 +185,7 @@ def test_hundred_additions(of_demo, bits, least):
         server.stop()
 
 
+@release_only
 def test_holds_a_tensor_at_a_time(large_model, tmp_path):
     small = made(DEMO_MODEL, tmp_path / "small")["peak_memory_bytes"]
     report = made(large_model, tmp_path / "large")

@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import DEMO_MODEL, GOLDEN, PROGRAM, ROOT, run_tandem
+from conftest import DEMO_MODEL, GOLDEN, PROGRAM, ROOT, release_only, run_tandem
 
 CASES = GOLDEN["cases"]
 
@@ -146,6 +146,7 @@ def test_model_by_its_hub_name(tmp_path):
         assert done.stdout == b"29 + 31 = 60.\n", done.stderr
 
 
+@release_only
 def test_hundred_additions():
     """Two ranks, one server: every one of the 100 additions that transformers gets right is right here too."""
     from openai import OpenAI
