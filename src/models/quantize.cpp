@@ -191,7 +191,7 @@ QuantizeReport report_of(const ModelConfig& config, const weights::Checkpoint& s
     }
   }
   report.indivisible.assign(indivisible.begin(), indivisible.end());
-  for (const auto& name : source.names()) {
+  for (const auto& [name, info] : source.tensors()) {
     const bool scale = config.formats.fp8_block > 0 && name.ends_with("_scale_inv");
     if (!used.contains(name) && !(scale && used.contains(name.substr(0, name.size() - 10))))
       report.unused.push_back(name);

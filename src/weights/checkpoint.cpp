@@ -105,12 +105,6 @@ const Checkpoint::Place& Checkpoint::place(const std::string& name) const {
   return found->second;
 }
 
-std::vector<std::string> Checkpoint::names() const {
-  std::vector<std::string> names;
-  for (const auto& [name, place] : where_) names.push_back(name);
-  return names;
-}
-
 std::vector<fs::path> Checkpoint::files() const {
   std::vector<fs::path> paths;
   for (const auto& [name, file] : files_) paths.push_back(file.path());

@@ -30,7 +30,6 @@ class Checkpoint : public Source {
   const std::filesystem::path& folder() const { return folder_; }
   bool has(const std::string& name) const override { return where_.contains(name); }
 
-  std::vector<std::string> names() const;
   // How a tensor stands in its file. InputError where there is none of this name.
   const TensorInfo& info(const std::string& name) const { return *place(name).tensor; }
   // The files read, sorted.

@@ -89,6 +89,16 @@ Qkv random_latent_rows(int tokens, const AttentionHeads& heads, int dim) {
   return x;
 }
 
+// The root of the mean square of the differences, over that of `exact`.
+double relative_error(const std::vector<float>& values, const std::vector<float>& exact) {
+  double square = 0, difference = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    square += static_cast<double>(exact[i]) * exact[i];
+    difference += (static_cast<double>(values[i]) - exact[i]) * (values[i] - exact[i]);
+  }
+  return std::sqrt(difference / square);
+}
+
 class AttentionTest : public testing::Test {
  protected:
   void TearDown() override {
@@ -279,13 +289,9 @@ TEST_F(AttentionTest, Int8RowsDependOnTheirSequenceAlone) {
     // sqrt(12) = 0.5 % of their deviation: that much in the values, twice it in the scores of queries of
     // deviation 2, 1.2 % in all.
     const auto exact = floats(run({x.q, x.k, latent ? x.k : x.v}, heads, {{tokens}}));
-    double square = 0, difference = 0;
-    for (std::size_t i = 0; i < exact.size(); ++i) {
-      square += static_cast<double>(exact[i]) * exact[i];
-      difference += (static_cast<double>(whole[i]) - exact[i]) * (whole[i] - exact[i]);
-    }
-    EXPECT_GT(difference, 0);
-    EXPECT_LT(std::sqrt(difference / square), 0.02);
+    const double off = relative_error(whole, exact);
+    EXPECT_GT(off, 0);
+    EXPECT_LT(off, 0.02);
   }
 }
 
@@ -310,13 +316,9 @@ TEST_F(AttentionTest, MlxHoldsInt8TooAndGrowsByBlocks) {
           floats(attention_by_mlx(part.q, part.k, v(part), heads, {{part.q.shape(0), &held}}, cpu));
       parts.insert(parts.end(), some.begin(), some.end());
     }
-    double square = 0, difference = 0;
-    for (std::size_t i = 0; i < exact.size(); ++i) {
-      square += static_cast<double>(exact[i]) * exact[i];
-      difference += (static_cast<double>(parts[i]) - exact[i]) * (parts[i] - exact[i]);
-    }
-    EXPECT_GT(difference, 0);
-    EXPECT_LT(std::sqrt(difference / square), 0.02);
+    const double off = relative_error(parts, exact);
+    EXPECT_GT(off, 0);
+    EXPECT_LT(off, 0.02);
     const KeyValueShape shape{heads.kv_heads, r.dim, r.value_dim, r.latent};
     const std::size_t blocks = (r.tokens + 255) / 256;
     EXPECT_EQ(held.bytes(), blocks * block_bytes_on_gpu(shape, int8, sizeof(float)));

@@ -104,3 +104,16 @@ def is_alive(pid):
     """Running, not a zombie."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return bool(state) and not state.startswith("Z")
+
+
+def right_of_hundred_additions(server):
+    """How many of 100 sums of two numbers a server of the demo model gives, word for word."""
+    from openai import OpenAI
+    client = OpenAI(base_url=server.url + "/v1", api_key="none")
+    right = 0
+    for i in range(100):
+        a, b = (i * 37 + 11) % 90 + 5, (i * 53 + 7) % 90 + 5
+        answer = client.chat.completions.create(
+            model="demo", temperature=0, messages=[{"role": "user", "content": f"What is {a} + {b}?"}])
+        right += answer.choices[0].message.content == f"{a} + {b} = {a + b}."
+    return right

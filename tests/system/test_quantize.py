@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors_file import read_safetensors, write_safetensors
-from conftest import DEMO_MODEL, PROGRAM, ROOT, Server, release_only, run_tandem, wait_until
+from conftest import (DEMO_MODEL, PROGRAM, ROOT, Server, release_only, right_of_hundred_additions, run_tandem,
+                      wait_until)
 from random_checkpoint import write_random
+from safetensors_file import read_safetensors, write_safetensors
 
 MLX_4BIT = ROOT / "tests/golden/tiny-llama-mlx-4bit"  # made of DEMO_MODEL by mlx-lm
 QUESTIONS = ["What is 29 + 31?", "What is the capital of France?", "Count from 3 to 9."]
@@ -169,16 +170,9 @@ def test_perplexity_is_near_the_originals(of_demo, bits, most, tmp_path):
 @release_only
 @pytest.mark.parametrize("bits, least", [(8, 99), (4, 97)])
 def test_hundred_additions(of_demo, bits, least):
-    from openai import OpenAI
     server = Server("serve", of_demo[bits], "--port", 0)
     try:
-        client = OpenAI(base_url=server.url + "/v1", api_key="none")
-        right = 0
-        for i in range(100):
-            a, b = (i * 37 + 11) % 90 + 5, (i * 53 + 7) % 90 + 5
-            answer = client.chat.completions.create(
-                model="demo", temperature=0, messages=[{"role": "user", "content": f"What is {a} + {b}?"}])
-            right += answer.choices[0].message.content == f"{a} + {b} = {a + b}."
+        right = right_of_hundred_additions(server)
         print(f"{bits} bit: {right} of 100 additions are right")
         assert right >= least
     finally:

@@ -5,7 +5,8 @@ import os
 import subprocess
 
 import pytest
-from conftest import DEMO_MODEL, GOLDEN, PROGRAM, ROOT, release_only, run_tandem
+from conftest import (DEMO_MODEL, GOLDEN, PROGRAM, ROOT, Server, release_only, right_of_hundred_additions,
+                      run_tandem)
 
 CASES = GOLDEN["cases"]
 
@@ -149,19 +150,9 @@ def test_model_by_its_hub_name(tmp_path):
 @release_only
 def test_hundred_additions():
     """Two ranks, one server: every one of the 100 additions that transformers gets right is right here too."""
-    from openai import OpenAI
-
-    from conftest import Server
     server = Server("serve", DEMO_MODEL, "--port", 0, "--ranks", 2)
     try:
-        client = OpenAI(base_url=server.url + "/v1", api_key="none")
-        right = 0
-        for i in range(100):
-            a, b = (i * 37 + 11) % 90 + 5, (i * 53 + 7) % 90 + 5
-            answer = client.chat.completions.create(
-                model="demo", temperature=0, messages=[{"role": "user", "content": f"What is {a} + {b}?"}])
-            right += answer.choices[0].message.content == f"{a} + {b} = {a + b}."
-        assert right == GOLDEN["additions_right"] == 100
+        assert right_of_hundred_additions(server) == GOLDEN["additions_right"] == 100
     finally:
         server.stop()
 
