@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from report import ROOT, row, write
+from report import ROOT, row, save, write
 
 SECTIONS = ["decode", "prefill", "bandwidth", "ranks", "rpc", "first-token"]
 GGUF = {"16": "F16", "bf16": "BF16", "8": "Q8_0", "4": "Q4_0"}
@@ -32,6 +32,7 @@ DECODE_BAR = dict.fromkeys(GGUF, 1.25)
 PREFILL_BARS = {"avx2": {"16": 1.1, "bf16": 1.6, "8": 1.5, "4": 1.7}, "avx512": dict.fromkeys(GGUF, 1.1)}
 TWO_THREADS_LESS = 0.05
 START_S = 30
+CHOICE_TOKENS = 128  # of the runs that choose flash attention or not
 
 
 class Missing(Exception):
@@ -138,9 +139,9 @@ class Suite:
         return file
 
     def llama_bench(self, side, bits, cores, prompt, generate, attention, repeat, more):
-        """{(phase, attention): samples}."""
+        """{(phase, attention): samples}. The file is read at the start, which leaves a first run nothing to warm up."""
         command = [self.peer("llama-bench"), "-m", self.gguf(bits), "-t", len(cores), "-p", prompt, "-n", generate, "-fa",
-                   attention, "-r", repeat, "-o", "jsonl", *more]
+                   attention, "-r", repeat, "-o", "jsonl", "--no-warmup", "-lm", "none", *more]
         lines = [json.loads(line) for line in self.run(side, bits, cores, command).splitlines() if line.startswith("{")]
         return {("prefill" if line["n_prompt"] else "decode", int(line["flash_attn"])): line["samples_ts"] for line in lines}
 
@@ -149,7 +150,8 @@ class Suite:
         tokens = {phase: self.wants(phase) for phase in ("prefill", "decode")}
         asked = [phase for phase in tokens if tokens[phase]]
         if (side, bits) not in self.attention:  # the better of flash attention off and on, once
-            found = self.llama_bench(side, bits, cores, tokens["prefill"], tokens["decode"], "0,1", 1, more)
+            short = {phase: min(tokens[phase], CHOICE_TOKENS) for phase in tokens}
+            found = self.llama_bench(side, bits, cores, short["prefill"], short["decode"], "0,1", 1, more)
             self.attention[side, bits] = {phase: int(found[phase, 1] > found[phase, 0]) for phase in asked}
         choice = self.attention[side, bits]
         for attention in sorted(set(choice.values())):
@@ -273,6 +275,7 @@ def main():
                 except Missing as why:
                     missing.add(str(why))
         rows += rows_of(suite, bits)
+        save("cpu", rows)
     if limit := suite.median("bandwidth", "", "read"):
         rows.append(row("bandwidth of one core, reading", limit, "", "GB/s", suite.commands["bandwidth", ""]))
     if "first-token" in args.only:

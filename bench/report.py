@@ -29,12 +29,18 @@ def reaches(measured, bar):
     return measured >= float(number) if sign == ">=" else measured <= float(number)
 
 
-def write(name, rows):
-    """build/bench/NAME.json, and the rows as an aligned table on stdout."""
+def save(name, rows):
+    """build/bench/NAME.json of what is measured so far."""
     folder = ROOT / "build/bench"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
     file.write_text(json.dumps([dataclasses.asdict(one) for one in rows], indent=1) + "\n")
+    return file
+
+
+def write(name, rows):
+    """build/bench/NAME.json, and the rows as an aligned table on stdout."""
+    file = save(name, rows)
     cells = [["measure", "measured", "bar", "unit", "holds"]]
     for one in rows:
         holds = "" if one.holds is None else "yes" if one.holds else "NO"

@@ -24,7 +24,7 @@ inline constexpr int panels_of_a_row = 2;
 // `at`, where a product of few rows reads its stream next: prefetches what comes later in it.
 template <int M>
 inline const std::byte* ahead(const std::byte* at) {
-  if constexpr (M <= 2) __builtin_prefetch(at + prefetch_bytes);
+  if constexpr (M <= 2) __builtin_prefetch(at + prefetch_bytes, 0, 0);
   return at;
 }
 
@@ -110,7 +110,8 @@ void prepare(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile
 struct Block {
   const PanelShape* shape;
   const std::byte* panel;
-  std::int64_t panel_bytes;  // to the next panel
+  std::int64_t apart;  // panels from one to the one computed beside it
+  std::int64_t panel_bytes;
   const std::byte* tile;
   std::int64_t first_unit;
   std::int64_t end_unit;
@@ -136,7 +137,7 @@ struct Sums {
     for (int p = 0; p < P; ++p) {
       for (int m = 0; m < M; ++m) {
         for (int v = 0; v < V; ++v)
-          with(at[p][m][v], b.y + m * b.stride + p * panel_outputs + (vector + v) * Isa::lanes);
+          with(at[p][m][v], b.y + m * b.stride + p * b.apart * panel_outputs + (vector + v) * Isa::lanes);
       }
     }
   }
@@ -165,7 +166,7 @@ inline void dense(const Block& b, int vector) {
   for (std::int64_t unit = b.first_unit; unit < b.end_unit; ++unit) {
     const float* x = reinterpret_cast<const float*>(b.tile) + unit * 2 * M;
     for (int p = 0; p < P; ++p) {
-      const std::byte* at = b.panel + p * b.panel_bytes + unit * bytes;
+      const std::byte* at = b.panel + p * b.apart * b.panel_bytes + unit * bytes;
       for (int line = 0; line < bytes; line += 64) ahead<M>(at + line);
       for (int k = 0; k < 2; ++k) {
         typename Isa::Float w[V];
@@ -186,7 +187,7 @@ inline void dense_pairs(const Block& b, int vector) {
   for (std::int64_t unit = b.first_unit; unit < b.end_unit; ++unit) {
     const std::byte* x = b.tile + unit * 4 * M;
     for (int p = 0; p < P; ++p) {
-      const std::byte* at = b.panel + p * b.panel_bytes + unit * 4 * panel_outputs;
+      const std::byte* at = b.panel + p * b.apart * b.panel_bytes + unit * 4 * panel_outputs;
       for (int line = 0; line < 4 * panel_outputs; line += 64) ahead<M>(at + line);
       typename Isa::Int w[V];
       for (int v = 0; v < V; ++v) w[v] = Isa::load_int(at + (vector + v) * Isa::lanes * 4);
@@ -264,7 +265,7 @@ inline void quantised(const Block& b, int vector) {
   const std::int64_t bytes = unit_bytes(*b.shape);
   for (std::int64_t g = b.first_unit; g < b.end_unit; ++g) {
     for (int p = 0; p < P; ++p) {
-      const std::byte* unit = b.panel + p * b.panel_bytes + g * bytes;
+      const std::byte* unit = b.panel + p * b.apart * b.panel_bytes + g * bytes;
       quantised_group<Isa, M, V, F>(b, tile, unit, g, vector, sums.at[p]);
     }
   }
@@ -311,18 +312,17 @@ void edge_panel(Block b, int m, int outputs) {
   }
 }
 
-// One row: panels side by side.
+// One row: two panels side by side, each from a half of its own, so that either stream goes on where it was.
 template <class Isa, Format F>
 std::int64_t multiply_row(const Multiply& args, std::int64_t units, std::int64_t first_panel,
                           std::int64_t end_panel) {
-  constexpr int at_once = panels_of_a_row;
   const std::int64_t bytes = args.panel_stride, full = args.shape.out / panel_outputs;
-  std::int64_t p = first_panel;
-  for (; p + at_once <= smaller(end_panel, full); p += at_once) {
-    panel<Isa, 1, at_once, F>({&args.shape, args.panels + p * bytes, bytes, args.prepared, 0, units,
-                               !args.adds, args.y + p * panel_outputs, args.stride});
+  const std::int64_t half = (smaller(end_panel, full) - first_panel) / panels_of_a_row;
+  for (std::int64_t p = first_panel; p < first_panel + half; ++p) {
+    panel<Isa, 1, panels_of_a_row, F>({&args.shape, args.panels + p * bytes, half, bytes, args.prepared, 0, units,
+                                       !args.adds, args.y + p * panel_outputs, args.stride});
   }
-  return p;
+  return first_panel + panels_of_a_row * half;
 }
 
 template <class Isa, Format F>
@@ -347,6 +347,7 @@ void multiply_as(const Multiply& args, std::int64_t first_panel, std::int64_t en
           const int m = static_cast<int>(smaller(rows, args.rows - row));
           const Block b{&shape,
                         args.panels + p * bytes,
+                        0,
                         bytes,
                         args.prepared + row * row_bytes,
                         unit,
