@@ -18,6 +18,8 @@
 namespace tandem::cli {
 namespace {
 
+constexpr int warm_up_tokens = 64;  // enough that a GPU takes its kernels of many rows
+
 struct BenchFlags {
   std::string model;
   std::string shape;
@@ -156,7 +158,7 @@ void run(const BenchFlags& flags) {
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape);
   Bench bench(*conductor, subject.config, flags.batch);
   Phase warm_up;
-  if (flags.prompt > 0) bench.prefill(std::min(flags.prompt, limits::prefill_chunk_tokens), warm_up);
+  if (flags.prompt > 0) bench.prefill(std::min(flags.prompt, warm_up_tokens), warm_up);
   if (flags.generate > 0) bench.decode(1, warm_up);
   BenchFigures figures{subject.name, subject.weights, describe_size(plan), flags.repeat, flags.batch};
   for (int i = 0; i < flags.repeat; ++i) {
