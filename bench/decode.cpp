@@ -1,5 +1,6 @@
 // A step of decode on a GPU in its parts: building the graph, handing it to the GPU, waiting, reading the
-// logits. Usage: bench_decode SHAPE.json 4|8|bf16, one rank, random weights, a prompt of 256 tokens.
+// logits. Usage: bench_decode SHAPE.json 4|8|bf16 [BATCH [mlx]], one rank, random weights, prompts of 256
+// tokens; "mlx": by MLX's kernels alone.
 #include <fmt/format.h>
 #include <mlx/mlx.h>
 
@@ -63,18 +64,20 @@ struct Times {
   std::vector<double> build, launch, total, read;
 };
 
-Times measure(const models::Decoder& model) {
+Times measure(const models::Decoder& model, int batch) {
   const models::Context context{mx::distributed::init(false, "any"), mx::bfloat16};
-  models::KvCache cache(model.config.layers);
+  std::vector<models::KvCache> caches(batch, models::KvCache(model.config.layers));
   Times times;
   for (int step = 0; step < warm_up + steps; ++step) {
-    const std::vector<int> tokens(step == 0 ? prompt : 1, 7);
+    const int each = step == 0 ? prompt : 1;
+    std::vector<models::SequenceRows> sequences;
+    for (auto& cache : caches) sequences.push_back({each, &cache});
+    const std::vector<int> tokens(batch * each, 7);
     const int count = static_cast<int>(tokens.size());
     const mx::array ids(tokens.data(), {count}, mx::int32);
     const double start = now_s();
-    const mx::array hidden =
-        models::forward(model, models::embed(model, ids, context), {{count, &cache}}, context);
-    const mx::array last = mx::slice(hidden, {count - 1, 0}, {count, hidden.shape(1)});
+    const mx::array hidden = models::forward(model, models::embed(model, ids, context), sequences, context);
+    const mx::array last = mx::slice(hidden, {count - batch, 0}, {count, hidden.shape(1)});
     mx::array logits = mx::astype(models::logits(model, last, context), mx::float32);
     const double built = now_s();
     mx::async_eval(logits);
@@ -94,19 +97,21 @@ Times measure(const models::Decoder& model) {
 }  // namespace
 
 int main(int count, char** args) {
-  if (count != 3) {
-    fmt::print(stderr, "usage: bench_decode SHAPE.json 4|8|bf16\n");
+  if (count < 3 || count > 5) {
+    fmt::print(stderr, "usage: bench_decode SHAPE.json 4|8|bf16 [BATCH [mlx]]\n");
     return 2;
   }
+  const int batch = count > 3 ? std::stoi(args[3]) : 1;
   kernels::use_large_cuda_graphs();
+  if (count > 4 && std::string(args[4]) == "mlx") kernels::use_mlx_kernels();
   mx::set_default_device(mx::Device::gpu);
   const double copy = copy_speed();
   const auto model = random_model(args[1], args[2]);
-  const Times times = measure(model);
+  const Times times = measure(model, batch);
   const double total = median(times.total),
                speed = static_cast<double>(models::step_bytes(model)) / total / 1e12;
   fmt::print("build {:.2f} ms, launch {:.2f} ms, total {:.2f} ms, then reading the logits {:.2f} ms\n",
              1e3 * median(times.build), 1e3 * median(times.launch), 1e3 * total, 1e3 * median(times.read));
-  fmt::print("{:.1f} tok/s, weights read at {:.2f} TB/s, {:.0f} % of the copy's {:.2f} TB/s\n", 1 / total,
+  fmt::print("{:.1f} tok/s, weights read at {:.2f} TB/s, {:.0f} % of the copy's {:.2f} TB/s\n", batch / total,
              speed, 100 * speed / copy, copy);
 }

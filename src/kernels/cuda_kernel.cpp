@@ -38,10 +38,18 @@ __device__ __forceinline__ float sum_of_warp(float x) {
 }  // namespace tandem
 )";
 
-bool is_cuda(mx::Stream s) {
-  static const bool available = mx::cu::is_available();
-  return available && s.device == mx::Device::gpu;
+namespace {
+
+bool& ours() {
+  static bool ours = mx::cu::is_available();
+  return ours;
 }
+
+}  // namespace
+
+bool is_cuda(mx::Stream s) { return ours() && s.device == mx::Device::gpu; }
+
+void use_mlx_kernels() { ours() = false; }
 
 void use_large_cuda_graphs() {
   ::setenv("MLX_MAX_OPS_PER_BUFFER", "40", /*overwrite=*/0);

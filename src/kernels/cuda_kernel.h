@@ -15,8 +15,11 @@
 
 namespace tandem::kernels {
 
-// Whether a CUDA GPU computes the stream.
+// Whether a CUDA GPU computes the stream, by kernels of ours where there are any.
 bool is_cuda(mlx::core::Stream s);
+
+// For measurements: MLX's kernels where ours would run. Before the first operation.
+void use_mlx_kernels();
 
 // Larger CUDA graphs than MLX's own choice, which ends one after a few matrices: before the first operation
 // on a GPU. What the environment says of them stands.
