@@ -40,14 +40,15 @@ char* scratch_of(Scratch purpose, std::size_t bytes) {
 // The members of a mesh that form a group, or a part of one.
 class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_shared_from_this<TcpGroup> {
  public:
-  // `members`: the mesh's ranks in this group's order. `striped`: two ranks of the mesh have several links.
+  // `members`: the mesh's ranks in this group's order. `stripe_window`: TcpOptions::stripe_window_bytes, or 0
+  // where no two ranks of the mesh have several links.
   TcpGroup(std::shared_ptr<TcpMesh> mesh, std::vector<int> members, std::uint16_t channel, Wire wire,
-           bool striped)
+           std::size_t stripe_window)
       : mesh_(std::move(mesh)),
         members_(std::move(members)),
         channel_(channel),
         wire_(wire),
-        striped_(striped) {
+        stripe_window_(stripe_window) {
     rank_ = static_cast<int>(std::find(members_.begin(), members_.end(), mesh_->rank()) - members_.begin());
   }
 
@@ -90,12 +91,13 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
     std::size_t out_size() const { return widens ? sizeof(float) : mx::size_of(dtype); }
   };
 
-  // What a reduction exchanges at once: little, which stays in the cache; or, on links that are to end
-  // together, so much that the unit they share by is small beside it. The same on all ranks.
+  // What a reduction exchanges at once, whole elements of any type: little, which stays in the cache; or, on
+  // links that are to end together, so much that the unit they share by is small beside it. The same on all
+  // ranks.
   std::size_t slice_bytes() const {
-    return striped_
-               ? std::max(limits::reduce_slice_bytes, limits::stripe_window_bytes / (members_.size() - 1))
-               : limits::reduce_slice_bytes;
+    const std::size_t peers = std::max<std::size_t>(1, members_.size() - 1);
+    const std::size_t chunks = stripe_window_ / peers / limits::stripe_chunk_bytes;
+    return std::max(limits::reduce_slice_bytes, chunks * limits::stripe_chunk_bytes);
   }
 
   // One trip of everything to everyone; else two trips of less.
@@ -120,7 +122,7 @@ class TcpGroup : public mx::distributed::detail::GroupImpl, public std::enable_s
   std::vector<int> members_;
   std::uint16_t channel_;
   Wire wire_;
-  bool striped_;
+  std::size_t stripe_window_;
   int splits_ = 0;
   int rank_ = 0;
 };
@@ -303,7 +305,7 @@ std::shared_ptr<mx::distributed::detail::GroupImpl> TcpGroup::split(int color, i
   std::vector<int> members;
   for (const auto& [order, index] : chosen) members.push_back(members_[index]);
   return std::make_shared<TcpGroup>(mesh_, std::move(members), static_cast<std::uint16_t>(channel), wire_,
-                                    striped_);
+                                    stripe_window_);
 }
 
 // Asks every rank of the mesh.
@@ -328,9 +330,9 @@ mx::distributed::Group join_tcp_group(const TcpListener& listener, int rank,
                                         options.collective);
   std::vector<int> members(endpoints.size());
   std::iota(members.begin(), members.end(), 0);
-  const bool striped = any_has_several_links(*mesh);
+  const std::size_t stripe_window = any_has_several_links(*mesh) ? options.stripe_window_bytes : 0;
   return mx::distributed::Group(
-      std::make_shared<TcpGroup>(std::move(mesh), std::move(members), 0, options.wire, striped));
+      std::make_shared<TcpGroup>(std::move(mesh), std::move(members), 0, options.wire, stripe_window));
 }
 
 namespace {
@@ -365,7 +367,7 @@ LinkUse link_use(const mx::distributed::Group& group) {
 mx::distributed::Group single_rank_group() {
   auto mesh = std::make_shared<TcpMesh>(0, std::vector<std::vector<TcpSocket>>(1), limits::collective);
   return mx::distributed::Group(
-      std::make_shared<TcpGroup>(std::move(mesh), std::vector<int>{0}, 0, Wire::float32, false));
+      std::make_shared<TcpGroup>(std::move(mesh), std::vector<int>{0}, 0, Wire::float32, 0));
 }
 
 }  // namespace tandem::parallel

@@ -66,7 +66,9 @@ struct TcpOptions {
   // The longest waits; tests take shorter ones.
   std::chrono::milliseconds connect = limits::connect;        // until all ranks are there
   std::chrono::milliseconds collective = limits::collective;  // of a peer with which nothing moves
-  Wire wire = Wire::float32;                                  // the same on every rank
+  // The same on every rank.
+  Wire wire = Wire::float32;
+  std::size_t stripe_window_bytes = limits::stripe_window_bytes;
 };
 
 // Joins the group: rank r connects to every rank below it (each address in turn) and accepts every rank above

@@ -128,6 +128,24 @@ TEST(TcpStripes, RanksWithOneAndTwoLinksSumAlike) {
   }
 }
 
+// Three peers, which no window of whole elements is divided by.
+TEST(TcpStripes, SlicesOfAWindowAreWholeElements) {
+  using namespace mlx::core;
+  const MeetingPoint meeting(4, {{0, 1, 2, 3}, {0, 1, 2, 3}});
+  EXPECT_EQ(run_ranks(4,
+                      [&](int rank) {
+                        const auto group = meeting.group(rank, {.stripe_window_bytes = 1 << 20});
+                        for (const Dtype dtype : {float32, bfloat16, int64}) {
+                          // Parts of 1.5 MB and more; sums of at most 126, which all three types hold.
+                          const array x = astype(arange(3'000'001) % array(31), dtype);
+                          const array total = distributed::all_sum(x + array(rank, dtype), group, Device::cpu);
+                          EXPECT_TRUE(array_equal(total, x * array(4, dtype) + array(6, dtype)).item<bool>())
+                              << size_of(dtype);
+                        }
+                      }),
+            std::vector<std::string>(4));
+}
+
 TEST(TcpStripes, LargeMessagesUseAllLinksAndSmallOnesTheFirst) {
   const MeetingPoint meeting(2, {{0, 1}, {0, 1}});
   EXPECT_EQ(run_ranks(2,
