@@ -67,7 +67,7 @@ void join(const std::vector<Matrix*>& matrices);
 void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index, std::byte* panel);
 
 // Rows `ids` [T] int32 of the matrix, as an embedding reads them → [T, in] float32 on a CPU stream; on a GPU
-// stream in the dtype of weight or scales.
+// stream in the dtype of weight or scales. Every id must be in [0, out): they are not checked.
 mlx::core::array rows(const Matrix& matrix, const mlx::core::array& ids, mlx::core::StreamOrDevice s = {});
 
 // One panel as a panel of Format::f32, [in][32 outputs].

@@ -5,6 +5,7 @@
 #include <mlx/ops.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "kernels/cpu_primitive.h"
 #include "kernels/cuda_pointwise.h"
@@ -15,6 +16,10 @@ namespace tandem::kernels {
 namespace {
 
 namespace mx = mlx::core;
+
+void need(bool fits, const char* otherwise) {
+  if (!fits) throw std::invalid_argument(otherwise);
+}
 
 // Whole rows to each thread, and not so few that calling it costs more than it brings.
 void parallel_rows(std::int64_t rows, std::int64_t size, const std::function<void(std::int64_t)>& row) {
@@ -263,6 +268,15 @@ class JoinHeads : public ReferencedPrimitive {
   int a_dim_, b_dim_;
 };
 
+bool are_rows_for(const mx::array& weight, const mx::array& x) {
+  return weight.ndim() == 1 && weight.size() > 0 && x.ndim() > 0 && x.shape(-1) % weight.shape(0) == 0;
+}
+
+// Whether x is [T, heads * head_dim].
+bool has_heads(const mx::array& x, int head_dim) {
+  return x.ndim() == 2 && head_dim > 0 && x.shape(1) % head_dim == 0;
+}
+
 // Each row as a sequence of one token, so that it has a position of its own.
 mx::array rotate_on_gpu(const mx::array& x, const Angles& angles, int head_dim, mx::Stream s) {
   const mx::array heads = mx::reshape(x, {x.shape(0), x.shape(1) / head_dim, 1, head_dim}, s);
@@ -276,6 +290,7 @@ mx::array rotate_on_gpu(const mx::array& x, const Angles& angles, int head_dim, 
 
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  need(are_rows_for(weight, x), "rms_norm: x is no rows of the weight's length");
   if (stream.device == mx::Device::gpu) return rms_norm_by_mlx({weight, x}, eps, stream).front();
   return mx::array(x.shape(), mx::float32, std::make_shared<RmsNorm>(stream, eps),
                    {as_float_rows(weight, stream), as_float_rows(x, stream)});
@@ -284,20 +299,23 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps, mx::S
 SumAndNorm add_rms_norm(const mx::array& x, const mx::array& added, const mx::array& weight, float eps,
                         mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
-  std::vector<mx::array> outputs;
+  need(are_rows_for(weight, x) && added.shape() == x.shape(),
+       "add_rms_norm: x, what is added and the weight do not fit together");
   if (auto both = add_rms_norm_on_cuda(x, added, weight, eps, stream)) return *both;
-  if (stream.device == mx::Device::gpu) {
-    outputs = rms_norm_by_mlx({weight, x, added}, eps, stream);
-  } else {
-    outputs = mx::array::make_arrays(
-        {x.shape(), x.shape()}, {mx::float32, mx::float32}, std::make_shared<RmsNorm>(stream, eps),
-        {as_float_rows(weight, stream), as_float_rows(x, stream), as_float_rows(added, stream)});
-  }
+  const auto outputs =
+      stream.device == mx::Device::gpu
+          ? rms_norm_by_mlx({weight, x, added}, eps, stream)
+          : mx::array::make_arrays(
+                {x.shape(), x.shape()}, {mx::float32, mx::float32}, std::make_shared<RmsNorm>(stream, eps),
+                {as_float_rows(weight, stream), as_float_rows(x, stream), as_float_rows(added, stream)});
   return {outputs[1], outputs[0]};
 }
 
 mx::array add(const mx::array& x, const mx::array& bias, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  need(bias.ndim() > 0 && bias.ndim() <= x.ndim() &&
+           std::equal(bias.shape().rbegin(), bias.shape().rend(), x.shape().rbegin()),
+       "add: the bias has other axes than x");
   if (stream.device == mx::Device::gpu) return mx::add(x, mx::astype(bias, x.dtype(), stream), stream);
   return mx::array(x.shape(), mx::float32, std::make_shared<Add>(stream),
                    {as_float_rows(x, stream), as_float_rows(bias, stream)});
@@ -305,6 +323,7 @@ mx::array add(const mx::array& x, const mx::array& bias, mx::StreamOrDevice s) {
 
 mx::array silu_multiply(const mx::array& gate, const mx::array& up, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  need(gate.ndim() > 0 && gate.shape() == up.shape(), "silu_multiply: gate and up differ in shape");
   if (stream.device == mx::Device::gpu) {
     static const auto one_pass = mx::compile(
         [](const std::vector<mx::array>& in) {
@@ -334,6 +353,11 @@ Angles angles_at(const mx::array& positions, const mx::array& wavelengths, float
 std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& angles, int head_dim,
                               mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  const mx::Shape turns{angles.positions.shape(0), angles.dims / 2};
+  need(angles.cosines.shape() == turns && angles.sines.shape() == turns && angles.dims <= head_dim,
+       "rotate: the angles are not those of the heads");
+  for (const auto& x : rows)
+    need(has_heads(x, head_dim) && x.shape(0) == turns[0], "rotate: rows and angles do not fit together");
   if (stream.device == mx::Device::gpu) {
     std::vector<mx::array> all;
     for (const auto& x : rows) all.push_back(rotate_on_gpu(x, angles, head_dim, stream));
@@ -352,16 +376,20 @@ std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& 
 
 mx::array head_part(const mx::array& x, int head_dim, int first, int end, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  need(has_heads(x, head_dim) && 0 <= first && first <= end && end <= head_dim,
+       "head_part: x has no such part of a head");
   if (first == 0 && end == head_dim) return x;
   const HeadPart part{head_dim, first, end};
-  const int width = x.shape(1) / head_dim * (end - first);
   if (stream.device == mx::Device::gpu) return head_part_by_mlx(x, part, stream);
-  return mx::array({x.shape(0), width}, mx::float32, std::make_shared<TakeHeadPart>(stream, part),
-                   {as_float_rows(x, stream)});
+  return mx::array({x.shape(0), x.shape(1) / head_dim * (end - first)}, mx::float32,
+                   std::make_shared<TakeHeadPart>(stream, part), {as_float_rows(x, stream)});
 }
 
 mx::array join_heads(const mx::array& a, int a_dim, const mx::array& b, int b_dim, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  need(has_heads(a, a_dim) && has_heads(b, b_dim) && a.shape(0) == b.shape(0) &&
+           a.shape(1) / a_dim == b.shape(1) / b_dim,
+       "join_heads: a and b differ in rows or heads");
   if (stream.device == mx::Device::gpu) return join_heads_by_mlx({a, b}, a_dim, b_dim, stream);
   return mx::array({a.shape(0), a.shape(1) + b.shape(1)}, mx::float32,
                    std::make_shared<JoinHeads>(stream, a_dim, b_dim),

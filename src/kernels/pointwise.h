@@ -9,7 +9,7 @@
 namespace tandem::kernels {
 
 // On a CPU stream inputs become float32 and so are the results; on a GPU stream the dtype stays. Each has its
-// gradients by every input.
+// gradients by every input. std::invalid_argument where shapes do not fit together.
 
 // x [..., k * n], each n of it by itself: x / sqrt(mean(x²) + eps) * weight [n] (Zhang and Sennrich,
 // arXiv:1910.07467).
@@ -23,7 +23,7 @@ struct SumAndNorm {
 SumAndNorm add_rms_norm(const mlx::core::array& x, const mlx::core::array& added,
                         const mlx::core::array& weight, float eps, mlx::core::StreamOrDevice s = {});
 
-// x [..., n] + bias [n].
+// x + bias, whose axes are the last ones of x: [n], or all of them.
 mlx::core::array add(const mlx::core::array& x, const mlx::core::array& bias,
                      mlx::core::StreamOrDevice s = {});
 

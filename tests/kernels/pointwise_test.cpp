@@ -7,6 +7,8 @@
 #include <mlx/transforms.h>
 
 #include <cmath>
+#include <functional>
+#include <stdexcept>
 
 #include "kernels/gradients.h"
 #include "kernels/products.h"
@@ -112,6 +114,47 @@ TEST_F(PointwiseTest, SiluAtTheEndsOfItsRange) {
   EXPECT_EQ(at[3], 90);
   EXPECT_EQ(at[4], 3e38F);
   EXPECT_TRUE(std::isnan(at[5]));
+}
+
+TEST_F(PointwiseTest, RefusesWhatDoesNotFit) {
+  const auto zeros = [](mx::Shape shape) { return mx::zeros(std::move(shape)); };
+  const mx::array x = zeros({5, 60}), weight = zeros({60});
+  const auto angles = [](int positions, int waves) {
+    return angles_at(mx::arange(0, positions, mx::int32), mx::ones({waves}), 1, false, mx::Device::cpu);
+  };
+  const auto fit = angles(5, 3);
+  auto mixed = fit;
+  mixed.sines = angles(5, 2).sines;
+  const mx::Device s = mx::Device::cpu;
+  const struct {
+    const char* name;
+    std::function<void()> call;
+  } table[] = {
+      {"norm of other rows", [&] { rms_norm(zeros({5, 61}), weight, 1e-5F, s); }},
+      {"norm without a weight", [&] { rms_norm(x, zeros({0}), 1e-5F, s); }},
+      {"norm by a matrix", [&] { rms_norm(x, zeros({1, 60}), 1e-5F, s); }},
+      {"norm of a sum of other rows", [&] { add_rms_norm(x, x, zeros({59}), 1e-5F, s); }},
+      {"norm of too short a sum", [&] { add_rms_norm(x, zeros({4, 60}), weight, 1e-5F, s); }},
+      {"sum with fewer rows", [&] { kernels::add(x, zeros({4, 60}), s); }},
+      {"sum with a longer row", [&] { kernels::add(x, zeros({61}), s); }},
+      {"sum with more axes", [&] { kernels::add(weight, zeros({5, 60}), s); }},
+      {"product of fewer rows", [&] { silu_multiply(x, zeros({4, 60}), s); }},
+      {"product of a row", [&] { silu_multiply(x, weight, s); }},
+      {"turn of more rows", [&] { rotate({x, zeros({6, 60})}, fit, 20, s); }},
+      {"turn of no whole heads", [&] { rotate({x}, fit, 7, s); }},
+      {"turn of heads of nothing", [&] { rotate({x}, fit, 0, s); }},
+      {"turn of too small heads", [&] { rotate({x}, fit, 5, s); }},
+      {"turn by mixed angles", [&] { rotate({x}, mixed, 20, s); }},
+      {"turn of an axis", [&] { rotate({weight}, fit, 20, s); }},
+      {"part past a head", [&] { head_part(x, 20, 3, 21, s); }},
+      {"part before a head", [&] { head_part(x, 20, -1, 3, s); }},
+      {"part that ends first", [&] { head_part(x, 20, 3, 2, s); }},
+      {"part of no whole heads", [&] { head_part(x, 7, 0, 7, s); }},
+      {"heads of other rows", [&] { join_heads(x, 20, zeros({4, 60}), 20, s); }},
+      {"fewer heads", [&] { join_heads(x, 20, x, 30, s); }},
+      {"no whole heads", [&] { join_heads(x, 20, x, 0, s); }},
+  };
+  for (const auto& row : table) EXPECT_THROW(row.call(), std::invalid_argument) << row.name;
 }
 
 TEST_F(PointwiseTest, GradientsAgreeWithFiniteDifferences) {
