@@ -111,8 +111,7 @@ bool Flow::add_polled(std::vector<pollfd>& polled) const {
   for (const auto& link : peer_->links) {
     short events = 0;
     if (link.sends()) events |= POLLOUT;
-    const bool may_receive = receives() && &link < in_links_.data() + in_links_.size();
-    if (may_receive && !link.ended && !is_early(link)) events |= POLLIN;
+    if (awaits(link) && !link.ended) events |= POLLIN;
     if (events) polled.push_back({link.socket.descriptor(), events, 0});
     idle |= !link.sends();
   }
@@ -120,15 +119,23 @@ bool Flow::add_polled(std::vector<pollfd>& polled) const {
 }
 
 std::string Flow::stall(std::chrono::milliseconds timeout) const {
-  // A link that died with data on it: named, where there are others.
-  std::vector<std::string> stuck;
-  for (const auto& link : peer_->links) {
-    if (!link.address.empty() && (link.received > 0 || link.sends() || link.socket.queued_bytes() > 0))
-      stuck.push_back(link.address);
-  }
+  const auto stuck = stuck_links();
   return fmt::format("rank {} {} nothing for {} s during {}{}{}", rank_, receives() ? "sent" : "took",
                      static_cast<double>(timeout.count()) / 1000, name_of(operation_.kind),
                      stuck.empty() ? "" : ", with data on its way at ", fmt::join(stuck, ", "));
+}
+
+// The addresses of links that died with data on them, where there are others.
+std::vector<std::string> Flow::stuck_links() const {
+  if (peer_->links.size() == 1) return {};
+  std::vector<std::string> stuck, awaited;
+  for (const auto& link : peer_->links) {
+    if (awaits(link)) awaited.push_back(link.address);
+    if ((awaits(link) && link.received > 0) || link.sends() || link.socket.queued_bytes() > 0)
+      stuck.push_back(link.address);
+  }
+  // Where some links have brought a later message, what is missing of this one is on the others.
+  return stuck.empty() && awaited.size() < in_links_.size() ? awaited : stuck;
 }
 
 bool Flow::send_some() {
@@ -177,7 +184,7 @@ bool Flow::write(Link& link) {
 bool Flow::receive_some() {
   bool moved = false;
   for (auto& link : in_links_) {
-    if (receives() && !link.ended && !is_early(link)) moved |= read(link);
+    if (awaits(link) && !link.ended) moved |= read(link);
   }
   return moved;
 }
@@ -209,6 +216,11 @@ bool Flow::is_early(const Link& link) const {
   const bool may_be = !arrived_.empty() && (&link != in_links_.data() || arrived_.back());
   return may_be && link.received == sizeof(Frame) && link.got.magic == frame_magic &&
          link.got.number > expected_.number;
+}
+
+// Whether some of the message may still come over the link.
+bool Flow::awaits(const Link& link) const {
+  return receives() && &link < in_links_.data() + in_links_.size() && !is_early(link);
 }
 
 // Of a link whose frame is there, and checked; or for the only chunk.

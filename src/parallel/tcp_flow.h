@@ -82,11 +82,13 @@ class Flow {
   bool receive_some();
   bool read(Link& link);
   bool is_early(const Link& link) const;
+  bool awaits(const Link& link) const;
   std::span<char> chunk_of(const Link& link) const;
   void check_frame(Link& link);
   void close_chunk(Link& link);
   void note_end(Link& link);
   bool all_ended() const;
+  std::vector<std::string> stuck_links() const;
 
   bool account(const Link& link, ssize_t bytes, std::size_t& total) const;
   [[noreturn]] void throw_closed(const Link& link) const;

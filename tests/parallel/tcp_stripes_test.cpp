@@ -224,6 +224,38 @@ TEST(TcpStripes, ADeadLinkIsNamedAtTheDeadline) {
   EXPECT_LT(seconds_since(start), 5);
 }
 
+// The same in a stream one way, whose sender is done with a message once its kernel has it: the frame of the
+// next one waits on the healthy link.
+TEST(TcpStripes, AFrameThatCameEarlyDoesNotBlameItsLink) {
+  const MeetingPoint meeting(2, {{0, 1}, {0, 1}});
+  std::vector<Links> links(2);
+  EXPECT_EQ(run_ranks(2, [&](int rank) { links[rank] = connect(meeting, rank); }),
+            std::vector<std::string>(2));
+  const std::string healthy = links[1][0][0].peer_address(), dead = links[1][0][1].peer_address();
+  ASSERT_NE(healthy, dead);
+  std::atomic<bool> over = false;
+  const auto errors = run_ranks(2, [&](int rank) {
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()), 0);
+    const TcpSocket here(ends[0]), nowhere(ends[1]);
+    const int second = links[rank][1 - rank][1].descriptor();
+    TcpMesh mesh(rank, std::move(links[rank]), milliseconds(500));  // it knows the cables' addresses
+    ASSERT_GE(::dup2(here.descriptor(), second), 0);
+    std::vector<char> bytes(limits::stripe_bytes);
+    const Transfer transfer = rank == 0 ? Transfer{1, bytes, std::nullopt} : Transfer{0, std::nullopt, bytes};
+    if (rank == 0) {
+      for (int i = 0; i < 2; ++i) mesh.exchange({FrameKind::message}, {&transfer, 1});
+      while (!over) std::this_thread::sleep_for(milliseconds(5));
+      return;
+    }
+    EXPECT_THROW(mesh.exchange({FrameKind::message}, {&transfer, 1}), ClusterError);
+    over = true;
+    mesh.check();
+  });
+  EXPECT_EQ(errors[0], "");
+  EXPECT_EQ(errors[1], "rank 0 sent nothing for 0.5 s during send, with data on its way at " + dead);
+}
+
 TEST(TcpStripes, OutOfStepIsSaidWhateverTheSizes) {
   struct {
     std::size_t size_0, size_1;
