@@ -276,8 +276,8 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionHeads& heads,
                     const std::vector<AttentionRows>& sequences, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
-  if (stream.device == mx::Device::gpu) return attention_by_mlx(q, k, v, heads, sequences, stream);
   check(q, k, v, heads, sequences);
+  if (stream.device == mx::Device::gpu) return attention_by_mlx(q, k, v, heads, sequences, stream);
   const int value_dim = value_dim_of(heads, v);
   std::vector<Sequence> parts;
   int rows = 0;

@@ -152,13 +152,15 @@ std::vector<mx::array> linear_of_joined(const mx::array& x, const std::vector<Ma
 
 std::vector<mx::array> linear(const mx::array& x, const std::vector<Matrix>& matrices, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
+  for (const auto& matrix : matrices) {
+    if (x.shape(-1) != matrix.in())
+      throw std::invalid_argument("linear: x and weight disagree on the inputs");
+  }
   if (stream.device == mx::Device::gpu && are_joined(matrices)) return linear_of_joined(x, matrices, stream);
   std::vector<mx::array> inputs, results;
   std::vector<mx::Shape> shapes;
   std::vector<std::shared_ptr<const PackedMatrix>> packed;
   for (const auto& matrix : matrices) {
-    if (x.shape(-1) != matrix.in())
-      throw std::invalid_argument("linear: x and weight disagree on the inputs");
     if (stream.device == mx::Device::gpu) {
       results.push_back(linear_by_mlx(x, matrix, stream));
       continue;

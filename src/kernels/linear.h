@@ -16,7 +16,7 @@ namespace tandem::kernels {
 // fixed (panels.h), so a row depends neither on the rows computed with it nor on the number of threads. On a
 // GPU stream: MLX's matmul or quantized_matmul in the dtype of the weight or its scales; there a row may
 // depend on the rows computed with it. Gradients: by x; by the weight too where it is a dense array. By a
-// packed matrix there is none.
+// packed matrix there is none. std::invalid_argument where x has not the inputs of each matrix.
 std::vector<mlx::core::array> linear(const mlx::core::array& x, const std::vector<Matrix>& matrices,
                                      mlx::core::StreamOrDevice s = {});
 mlx::core::array linear(const mlx::core::array& x, const Matrix& matrix, mlx::core::StreamOrDevice s = {});

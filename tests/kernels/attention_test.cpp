@@ -379,6 +379,9 @@ TEST_F(AttentionTest, RefusesRowsThatNoSequenceHas) {
   const Qkv x = random_rows(4, heads, 8, 8);
   KeyValues held;
   EXPECT_THROW(run(x, heads, {{3, &held}}), std::invalid_argument);
+  // On a GPU too; nothing is computed, so that none need be there.
+  EXPECT_THROW(attention(x.q, x.k, x.v, heads, {{3, &held}}, mx::Stream(0, mx::Device::gpu)),
+               std::invalid_argument);
   EXPECT_EQ(held.length, 0);
   EXPECT_THROW(run({x.k, x.k, x.v}, heads, {{4}}), std::invalid_argument);
   EXPECT_THROW(run(x, {{0, 1}, 1}, {{4}}), std::invalid_argument);

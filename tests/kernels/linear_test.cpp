@@ -252,6 +252,15 @@ TEST_F(LinearTest, TheProcessorIsTheOneThatThisBuildIsTestedOn) {
 
 TEST_F(LinearTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(run(mx::zeros({1, 3}), dense(mx::zeros({2, 4}))), std::invalid_argument);
+  // On a GPU too, and where they are one product; nothing is computed, so that none need be there.
+  Matrix first = dense(mx::zeros({2, 4})), second = first;
+  join({&first, &second});
+  try {
+    linear(mx::zeros({1, 3}), {first, second}, mx::Stream(0, mx::Device::gpu));
+    ADD_FAILURE() << "no error";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_STREQ(error.what(), "linear: x and weight disagree on the inputs");
+  }
   EXPECT_THROW(use_loops("abacus"), std::invalid_argument);
 }
 
