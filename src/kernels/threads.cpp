@@ -33,6 +33,19 @@ bool spin(std::chrono::microseconds time, const auto& ready) {
   }
 }
 
+// A lock that, unlike std::mutex, the thread that holds it may try: a part that calls parallel() does.
+class BusyFlag {
+ public:
+  bool try_lock() { return !busy_.exchange(true, std::memory_order_acquire); }
+  void lock() {
+    while (!try_lock()) relax();
+  }
+  void unlock() { busy_.store(false, std::memory_order_release); }
+
+ private:
+  std::atomic<bool> busy_{false};
+};
+
 class Pool {
  public:
   ~Pool() { resize(1); }
@@ -53,7 +66,7 @@ class Pool {
 
   void run(std::int64_t parts, const std::function<void(std::int64_t)>& part) {
     std::unique_lock lock(busy_, std::defer_lock);
-    if (parts == 1 || workers_.empty() || !lock.try_lock()) {
+    if (parts <= 1 || workers_.empty() || !lock.try_lock()) {
       for (std::int64_t i = 0; i < parts; ++i) part(i);
       return;
     }
@@ -91,7 +104,7 @@ class Pool {
     }
   }
 
-  std::mutex busy_;
+  BusyFlag busy_;
   std::vector<std::thread> workers_;
   std::atomic<std::uint32_t> round_{0};
   std::atomic<int> sleeping_{0};
