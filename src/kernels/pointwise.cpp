@@ -128,9 +128,8 @@ std::pair<mx::array, mx::array> turned(const mx::array& a, const mx::array& b, c
 
 // Inputs: cosines, sines, then the rows.
 std::vector<mx::array> rotate_by_mlx(const std::vector<mx::array>& in, const Turn& turn, mx::Stream s) {
-  const int head_dim = turn.head_dim;
   std::vector<mx::array> all;
-  const int half = in[0].shape(1), tokens = in[0].shape(0);
+  const int head_dim = turn.head_dim, half = in[0].shape(1), tokens = in[0].shape(0);
   const mx::array c = mx::expand_dims(in[0], 1, s), sn = mx::expand_dims(in[1], 1, s);  // [T, 1, half]
   for (std::size_t i = 2; i < in.size(); ++i) {
     const int heads = in[i].shape(1) / head_dim;
@@ -325,6 +324,8 @@ mx::array silu_multiply(const mx::array& gate, const mx::array& up, mx::StreamOr
   const mx::Stream stream = mx::to_stream(s);
   need(gate.ndim() > 0 && gate.shape() == up.shape(), "silu_multiply: gate and up differ in shape");
   if (stream.device == mx::Device::gpu) {
+    // Compiled for the default stream; others are rare.
+    if (mx::peek_default_stream(stream.device) != stream) return silu_multiply_by_mlx(gate, up, stream);
     static const auto one_pass = mx::compile(
         [](const std::vector<mx::array>& in) {
           return std::vector{silu_multiply_by_mlx(in[0], in[1], mx::default_stream(mx::Device::gpu))};
@@ -369,8 +370,7 @@ std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& 
     inputs.push_back(as_float_rows(x, stream));
     shapes.push_back(x.shape());
   }
-  const std::vector<mx::Dtype> dtypes(rows.size(), mx::float32);
-  return mx::array::make_arrays(std::move(shapes), dtypes,
+  return mx::array::make_arrays(std::move(shapes), std::vector(rows.size(), mx::float32),
                                 std::make_shared<Rotate>(stream, Turn{head_dim, angles.pairs}), inputs);
 }
 

@@ -157,6 +157,13 @@ TEST_F(PointwiseTest, RefusesWhatDoesNotFit) {
   for (const auto& row : table) EXPECT_THROW(row.call(), std::invalid_argument) << row.name;
 }
 
+// No such stream is there, and nothing is computed.
+TEST_F(PointwiseTest, OnAGpuTheStreamIsTheOneGiven) {
+  const mx::Stream other(77, mx::Device::gpu);
+  const mx::array x = mx::ones({2, 3});
+  EXPECT_EQ(silu_multiply(x, x, other).primitive().stream(), other);
+}
+
 TEST_F(PointwiseTest, GradientsAgreeWithFiniteDifferences) {
   const std::vector<mx::array> at{mx::random::normal({4, 60}), mx::random::normal({4, 60}),
                                   mx::random::normal({60})};
