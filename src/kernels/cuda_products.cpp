@@ -241,7 +241,7 @@ CudaKernels& packed_kernels() {
 
 std::optional<mx::array> linear_on_cuda(const mx::array& x, const Matrix& matrix, mx::Stream s) {
   if (!is_cuda(s) || !matrix.affine || !fits(*matrix.affine, matrix.in())) return std::nullopt;
-  const int in = matrix.in(), rows = static_cast<int>(x.size()) / in;
+  const int in = matrix.in(), rows = static_cast<int>(x.size() / in);
   if (rows == 0 || rows > max_rows) return std::nullopt;
   const Affine& a = *matrix.affine;
   const mx::Dtype dtype = a.scales.dtype();
