@@ -13,6 +13,8 @@ using std::chrono::seconds;
 // Cluster.
 inline constexpr int ranks = 64;
 inline constexpr int cores = 1024;                         // of one machine; threads of one worker
+inline constexpr int plan_layers = 100'000;                // that a plan's file may number
+inline constexpr int plan_share = 1'000'000;               // of a rank there
 inline constexpr std::size_t pipe_line_bytes = 64u << 20;  // logits of a 256 k vocabulary are 5 MB of JSON
 inline constexpr milliseconds worker_start{30'000};        // from fork or ssh to its first line
 inline constexpr milliseconds worker_reap{200};  // from end-of-file to knowing how the process ended

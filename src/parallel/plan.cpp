@@ -17,8 +17,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int most_layers = 100'000;
-
 const json& field(const json& object, const char* name, const std::string& where) {
   if (!object.is_object() || !object.contains(name)) {
     throw InputError(fmt::format("plan: {} has no \"{}\"", where, name));
@@ -47,8 +45,9 @@ PlannedRank rank_from_json(const json& object, const std::string& where) {
   }
   if (object.contains("share")) {
     const json& share = object["share"];
-    if (!share.is_number() || !(share.get<double>() > 0) || share.get<double>() > 1e6) {
-      throw InputError(fmt::format("plan: {}: \"share\" is {}; give a number above 0", where, share.dump()));
+    if (!share.is_number() || !(share.get<double>() > 0) || share.get<double>() > limits::plan_share) {
+      throw InputError(fmt::format("plan: {}: \"share\" is {}; give a number above 0, at most {}", where,
+                                   share.dump(), limits::plan_share));
     }
     rank.share = share.get<double>();
   }
@@ -61,12 +60,13 @@ Stage stage_from_json(const json& object, const std::string& where) {
   reject_unknown(object, {"layers", "ranks"}, where);
   const auto is_layer = [](const json& value) {
     return value.is_number_integer() && value.get<std::int64_t>() >= 0 &&
-           value.get<std::int64_t>() <= most_layers;
+           value.get<std::int64_t>() <= limits::plan_layers;
   };
   if (!layers.is_array() || layers.size() != 2 || !is_layer(layers[0]) || !is_layer(layers[1]) ||
       layers[0].get<int>() >= layers[1].get<int>()) {
     throw InputError(
-        fmt::format("plan: {}: \"layers\" is {}; give [first, end] with first < end", where, layers.dump()));
+        fmt::format("plan: {}: \"layers\" is {}; give [first, end] with 0 <= first < end, at most {}", where,
+                    layers.dump(), limits::plan_layers));
   }
   if (!ranks.is_array() || ranks.empty()) {
     throw InputError(fmt::format("plan: {}: \"ranks\" is not a list of at least one rank", where));

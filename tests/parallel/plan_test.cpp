@@ -1,5 +1,6 @@
 #include "parallel/plan.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -71,6 +72,24 @@ TEST(Plan, MoreStagesThanLayersAreRefused) {
   const auto message = refusal([] { pipeline_plan({"local", "local", "local"}, {1, 1}); });
   EXPECT_NE(message.find("3 pipeline stages"), std::string::npos) << message;
   EXPECT_NE(message.find("2 layers"), std::string::npos) << message;
+}
+
+TEST(Plan, NumbersBeyondTheirRangeAreRefusedWithIt) {
+  const struct {
+    const char *layers, *share, *words;
+  } table[] = {{"[0, 6]", "0", "above 0, at most 1000000"},
+               {"[0, 6]", "-1", "above 0, at most 1000000"},
+               {"[0, 6]", "1000001", "above 0, at most 1000000"},
+               {"[0, 6]", "\"half\"", "above 0, at most 1000000"},
+               {"[0, 100001]", "1", "0 <= first < end, at most 100000"},
+               {"[-1, 6]", "1", "0 <= first < end, at most 100000"},
+               {"[6, 6]", "1", "0 <= first < end, at most 100000"}};
+  for (const auto& row : table) {
+    const auto json = nlohmann::json::parse(
+        fmt::format(R"({{"stages": [{{"layers": {}, "ranks": [{{"share": {}}}]}}]}})", row.layers, row.share));
+    const auto message = refusal([&] { plan_from_json(json); });
+    EXPECT_NE(message.find(row.words), std::string::npos) << message;
+  }
 }
 
 TEST(Plan, StagesMustHaveEveryLayerOnceInOrder) {
