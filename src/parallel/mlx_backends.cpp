@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -27,25 +29,45 @@ std::string first_address(const Endpoint& endpoint) {
                  : fmt::format("{}:{}", address, endpoint.port);
 }
 
+// A new, empty file of this user alone.
+std::string make_temporary_file() {
+  std::error_code error;
+  const fs::path folder = fs::temp_directory_path(error);
+  if (error) {
+    throw InputError(fmt::format("--backend ring: there is no folder for temporary files: {}; set TMPDIR to one",
+                                 error.message()));
+  }
+  std::string path = folder / "tandem-ring-XXXXXX";
+  const int descriptor = ::mkstemp(path.data());
+  if (descriptor < 0) {
+    throw InputError(fmt::format("--backend ring: cannot make {}: {}; set TMPDIR to a folder that takes files",
+                                 path, std::strerror(errno)));
+  }
+  ::close(descriptor);
+  return path;
+}
+
 // The file that MLX's ring reads: every rank's address.
 class HostFile {
  public:
-  HostFile(int rank, const std::vector<Endpoint>& endpoints)
-      : path_(fs::temp_directory_path() / fmt::format("tandem-ring-{}-{}.json", ::getpid(), rank)) {
+  explicit HostFile(const std::vector<Endpoint>& endpoints) : path_(make_temporary_file()) {
     nlohmann::json hosts = nlohmann::json::array();
     for (const auto& endpoint : endpoints) hosts.push_back({first_address(endpoint)});
-    std::ofstream(path_) << hosts;
+    std::ofstream file(path_);
+    file << hosts << std::flush;
+    if (file) return;
+    remove();
+    throw InputError(fmt::format("--backend ring: cannot write {}: is the disk full?", path_));
   }
-  ~HostFile() {
-    std::error_code ignored;
-    fs::remove(path_, ignored);
-  }
+  ~HostFile() { remove(); }
   HostFile(const HostFile&) = delete;
   HostFile& operator=(const HostFile&) = delete;
-  std::string path() const { return path_.string(); }
+  const std::string& path() const { return path_; }
 
  private:
-  fs::path path_;
+  void remove() const { ::unlink(path_.c_str()); }
+
+  std::string path_;
 };
 
 mx::distributed::Group init(const std::string& backend) {
@@ -93,7 +115,7 @@ mx::distributed::Group join_mlx_group(const std::string& backend, int rank,
   if (endpoints.size() < 2) throw InputError(fmt::format("--backend {} needs two ranks or more", backend));
   set("MLX_RANK", std::to_string(rank));
   if (backend == "ring") {
-    const HostFile hosts(rank, endpoints);
+    const HostFile hosts(endpoints);
     set("MLX_HOSTFILE", hosts.path());
     return init(backend);
   }

@@ -21,7 +21,7 @@ std::string choose_backend(const std::string& wanted, const std::vector<std::vec
 
 // Joins by ring, jaccl or nccl, set up as MLX's launcher does: by environment variables of this process and,
 // for ring, a host file. These backends know no secret and no deadline. InputError where MLX has no such
-// backend here or refuses, and for mpi, which only mpirun can start.
+// backend here or refuses, where the host file cannot be written, and for mpi, which only mpirun can start.
 mlx::core::distributed::Group join_mlx_group(const std::string& backend, int rank,
                                              const std::vector<Endpoint>& endpoints);
 
