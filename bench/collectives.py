@@ -10,6 +10,7 @@ import collections
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import statistics
@@ -34,19 +35,27 @@ TIMEOUT_S = 120
 
 def run_pair(commands, environments):
     """The two ranks' programs at once; rank 0's lines as {bytes: µs}."""
-    started = [subprocess.Popen([str(word) for word in command], env={**os.environ, **more}, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-               for command, more in zip(commands, environments)]
-    try:
-        results = [process.communicate(timeout=TIMEOUT_S) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, command, (_, errors) in zip(started, commands, results):
-        if process.returncode:
-            raise RuntimeError(f"{command[0]} … ended with {process.returncode}: {errors[-500:]}")
-    lines = "".join(output for output, _ in results).splitlines()
-    return {figures["bytes"]: figures["us"] for figures in map(json.loads, lines)}
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        started = [subprocess.Popen([str(word) for word in command], env={**os.environ, **more}, text=True,
+                                    stdout=subprocess.PIPE, stderr=log)
+                   for command, more, log in zip(commands, environments, logs)]
+        outputs, late = [], ""
+        try:
+            outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in started]
+        except subprocess.TimeoutExpired:
+            late = f"not done after {TIMEOUT_S} s:\n"
+        finally:
+            for process in started:
+                process.kill()
+        if late or any(process.returncode for process in started):
+            raise RuntimeError(late + "\n".join(map(end_of, started, logs)))
+    return {figures["bytes"]: figures["us"] for figures in map(json.loads, "".join(outputs).splitlines())}
+
+
+def end_of(process, log):
+    log.seek(0)
+    return f"{shlex.join(process.args)}\nended with {process.wait()}: {log.read()[-500:]}"
 
 
 def tcp(cores, sizes, prefixes=([], []), addresses=("127.0.0.1", "127.0.0.1")):
@@ -109,10 +118,12 @@ def iperf3_both_ways(names, addresses):
     inside = [["ip", "netns", "exec", name] for name in names]
     servers = [subprocess.Popen([*inside[0], "iperf3", "-s", "-1", "-B", address], stdout=subprocess.DEVNULL)
                for address in addresses[0]]
+    clients = []
     time.sleep(0.5)
     try:
-        clients = [subprocess.Popen([*inside[1], "iperf3", "-c", address, "--bidir", "-t", "5", "-J"], text=True,
-                                    stdout=subprocess.PIPE) for address in addresses[0]]
+        for address in addresses[0]:
+            clients.append(subprocess.Popen([*inside[1], "iperf3", "-c", address, "--bidir", "-t", "5", "-J"], text=True,
+                                            stdout=subprocess.PIPE))
         ends = [json.loads(client.communicate(timeout=TIMEOUT_S)[0])["end"] for client in clients]
     finally:
         for process in servers + clients:
