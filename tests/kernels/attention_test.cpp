@@ -101,6 +101,7 @@ double relative_error(const std::vector<float>& values, const std::vector<float>
 
 class AttentionTest : public testing::Test {
  protected:
+  void SetUp() override { mx::random::seed(1); }
   void TearDown() override {
     use_loops(nullptr);
     set_threads(1);

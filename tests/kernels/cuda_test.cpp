@@ -16,6 +16,7 @@ class CudaTest : public testing::Test {
  protected:
   void SetUp() override {
     if (!mx::is_available(mx::Device::gpu) || !is_cuda(stream())) GTEST_SKIP() << "no CUDA GPU";
+    mx::random::seed(1);
   }
   static mx::Stream stream() { return mx::default_stream(mx::Device::gpu); }
 

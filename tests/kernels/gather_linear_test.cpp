@@ -54,6 +54,7 @@ mx::array run(const mx::array& x, const Experts& experts, const mx::array& ids) 
 
 class GatherLinearTest : public testing::Test {
  protected:
+  void SetUp() override { mx::random::seed(1); }
   void TearDown() override {
     use_loops(nullptr);
     use_activations(Activations::automatic);

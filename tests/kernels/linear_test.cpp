@@ -70,6 +70,7 @@ std::vector<Matrix> every_kind(int out) {
 
 class LinearTest : public testing::Test {
  protected:
+  void SetUp() override { mx::random::seed(1); }
   void TearDown() override {
     use_loops(nullptr);
     use_activations(Activations::automatic);

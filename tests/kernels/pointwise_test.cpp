@@ -21,6 +21,7 @@ namespace mx = mlx::core;
 
 class PointwiseTest : public testing::Test {
  protected:
+  void SetUp() override { mx::random::seed(1); }
   void TearDown() override {
     use_loops(nullptr);
     set_threads(1);

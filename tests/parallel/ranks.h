@@ -63,7 +63,7 @@ class MeetingPoint {
 
 // Runs work(rank) of every rank in its own thread; what each threw, empty where nothing.
 template <typename Work>
-std::vector<std::string> run_ranks(int ranks, Work work) {
+[[nodiscard]] std::vector<std::string> run_ranks(int ranks, Work work) {
   std::vector<std::string> errors(ranks);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) {

@@ -389,7 +389,7 @@ TEST(TcpGroup, SumsMayTravelAsBfloat16) {
 
 TEST(TcpGroup, CountsWhatItSends) {
   const MeetingPoint meeting(2);
-  run_ranks(2, [&](int rank) {
+  const auto errors = run_ranks(2, [&](int rank) {
     const auto group = meeting.group(rank);
     const auto before = link_use(group);
     mx::eval(mx::distributed::all_sum(mx::ones({1000}), group, mx::Device::cpu));
@@ -398,6 +398,7 @@ TEST(TcpGroup, CountsWhatItSends) {
     EXPECT_EQ(after.collectives - before.collectives, 1U);
     EXPECT_GT(after.seconds, before.seconds);
   });
+  EXPECT_EQ(errors, std::vector<std::string>(2));
 }
 
 TEST(TcpGroup, ALaterTimeoutHolds) {

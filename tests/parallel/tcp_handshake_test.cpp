@@ -130,10 +130,11 @@ TEST(TcpHandshake, JoinsInAnyOrderOfArrival) {
 TEST(TcpHandshake, AWrongSecretIsSaid) {
   const MeetingPoint meeting(2);
   std::vector<std::string> messages(2);
-  run_ranks(2, [&](int rank) {
+  const auto errors = run_ranks(2, [&](int rank) {
     messages[rank] =
         join_error(meeting, rank, rank == 0 ? "right" : "wrong", milliseconds(rank == 0 ? 500 : 300));
   });
+  EXPECT_EQ(errors, std::vector<std::string>(2));
   EXPECT_EQ(messages[0], "rank 1 did not connect in time");
   EXPECT_EQ(messages[1].find("cannot reach rank 0 on port"), 0u) << messages[1];
   EXPECT_NE(messages[1].find("127.0.0.1 (it does not prove the group's secret)"), std::string::npos)
@@ -143,7 +144,9 @@ TEST(TcpHandshake, AWrongSecretIsSaid) {
 TEST(TcpHandshake, MissingRanksAreNamed) {
   const MeetingPoint meeting(4);
   std::vector<std::string> messages(4);
-  run_ranks(2, [&](int rank) { messages[rank] = join_error(meeting, rank, "s", milliseconds(300)); });
+  const auto errors = run_ranks(
+      2, [&](int rank) { messages[rank] = join_error(meeting, rank, "s", milliseconds(300)); });
+  EXPECT_EQ(errors, std::vector<std::string>(2));
   EXPECT_EQ(messages[0], "rank 2, rank 3 did not connect in time");
   EXPECT_EQ(messages[1], "rank 2, rank 3 did not connect in time");
 }

@@ -113,15 +113,15 @@ TEST(TcpStripes, RanksWithOneAndTwoLinksSumAlike) {
               const auto group = meeting.group(rank, {milliseconds(10'000), milliseconds(10'000), wire});
               for (const int count : {1, 1000, 100'000, 3'000'001}) {
                 using namespace mlx::core;
-                const array x = astype(arange(count) % array(101), float32) + array(rank * 1.0f);
-                const array expected =
-                    astype(arange(count) % array(101), float32) * array(3.0f) + array(3.0f);
+                const array base = astype(arange(count) % array(101), float32);
+                const array x = base + array(rank * 1.0f), expected = base * array(3.0f) + array(3.0f);
                 const array total = distributed::all_sum(x, group, Device::cpu);
                 EXPECT_TRUE(wire == Wire::float32 ? array_equal(total, expected).item<bool>()
                                                   : allclose(total, expected, 1e-2).item<bool>())
                     << count;
                 const array all = distributed::all_gather(x, group, Device::cpu);
-                EXPECT_EQ(mlx::core::sum(all).item<float>() > 0, true);
+                const array parts = concatenate({base, base + array(1.0f), base + array(2.0f)});
+                EXPECT_TRUE(array_equal(all, parts).item<bool>()) << count;
               }
             }),
         std::vector<std::string>(3));
@@ -200,7 +200,8 @@ TEST(TcpStripes, ACutLinkEndsTheGroupAndIsNamed) {
 TEST(TcpStripes, ADeadLinkIsNamedAtTheDeadline) {
   const MeetingPoint meeting(2, {{0, 1}, {0, 1}});
   std::vector<Links> links(2);
-  run_ranks(2, [&](int rank) { links[rank] = connect(meeting, rank); });
+  EXPECT_EQ(run_ranks(2, [&](int rank) { links[rank] = connect(meeting, rank); }),
+            std::vector<std::string>(2));
   std::array<int, 2> dead_0{}, dead_1{};
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, dead_0.data()), 0);
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, dead_1.data()), 0);
@@ -371,8 +372,7 @@ TEST(TcpStripes, AFurtherLinkThatFailsIsLeftOut) {
                         EXPECT_TRUE(exchange(mesh, 1'000'000, 1'000'000));
                       }),
             std::vector<std::string>(2));
-  EXPECT_GT(seconds_since(start), 1.9);
-  EXPECT_LT(seconds_since(start), 3);
+  EXPECT_LT(seconds_since(start), 5);
 }
 
 }  // namespace
