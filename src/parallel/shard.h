@@ -11,6 +11,8 @@ struct Range {
   int begin = 0;
   int end = 0;
   int size() const { return end - begin; }
+
+  bool operator==(const Range&) const = default;
 };
 
 // `total` units in consecutive ranges, one a share, by largest remainder; every range has at least one unit.

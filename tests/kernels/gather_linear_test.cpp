@@ -167,5 +167,17 @@ TEST_F(GatherLinearTest, GradientsAgreeWithFiniteDifferences) {
   });
 }
 
+TEST_F(GatherLinearTest, HeadsHaveGradientsByTheirRows) {
+  use_activations(Activations::float32);
+  const mx::array c = mx::random::normal({4, experts_count * out});
+  for (const auto& kind : every_kind()) {
+    const Experts heads = pack(kind);
+    const auto loss = [&](const std::vector<mx::array>& at) {
+      return mx::sum(mx::multiply(linear_by_head(at[0], heads, mx::Device::cpu), c));
+    };
+    expect_gradients(loss, {mx::random::normal({4, experts_count * in})}, 0.2);
+  }
+}
+
 }  // namespace
 }  // namespace tandem::kernels

@@ -46,6 +46,7 @@ std::vector<mx::array> run_all(const mx::array& x, const mx::array& y, const mx:
   results.push_back(rotate({x}, pairs, 20, mx::Device::cpu).front());
   results.push_back(head_part(x, 20, 3, 9, mx::Device::cpu));
   results.push_back(join_heads(x, 20, y, 20, mx::Device::cpu));
+  for (const auto& added : {weight, y}) results.push_back(kernels::add(x, added, mx::Device::cpu));
   return results;
 }
 
@@ -84,6 +85,8 @@ TEST_F(PointwiseTest, EqualMlxsOperations) {
     const mx::array xs = mx::reshape(x, {rows, 3, 20}), ys = mx::reshape(y, {rows, 3, 20});
     EXPECT_TRUE(close(results[7], mx::reshape(mx::slice(xs, {0, 0, 3}, {rows, 3, 9}), {rows, 18}), 0));
     EXPECT_TRUE(close(results[8], mx::reshape(mx::concatenate({xs, ys}, 2), {rows, 120}), 0));
+    EXPECT_TRUE(close(results[9], mx::add(x, weight), 0));
+    EXPECT_TRUE(close(results[10], mx::add(x, y), 0));
   }
 }
 

@@ -11,6 +11,8 @@
 #include <map>
 #include <set>
 
+#include "kernels/gradients.h"
+
 namespace tandem::kernels {
 namespace {
 
@@ -161,6 +163,18 @@ TEST(Routing, WeightedSumsAreInTheOrderOfTheChoices) {
     for (int j = 0; j < 5; ++j)
       EXPECT_NEAR(y[t * 5 + j], xs[t * 10 + j] * ws[t * 2] + xs[t * 10 + 5 + j] * ws[t * 2 + 1], 1e-6);
   }
+}
+
+TEST(Routing, WeightedSumsHaveGradientsByBoth) {
+  mx::random::seed(3);
+  const auto normal = [](mx::Shape shape) {
+    return mx::random::normal(shape, mx::float32, std::nullopt, cpu);
+  };
+  const mx::array c = normal({3, 5});
+  const auto loss = [&](const std::vector<mx::array>& in) {
+    return mx::sum(mx::multiply(weighted_sum(in[0], in[1], cpu), c, cpu), cpu);
+  };
+  expect_gradients(loss, {normal({3, 2, 5}), normal({3, 2})}, 1e-2);
 }
 
 TEST(Routing, RefusesWhatDoesNotFit) {
