@@ -244,10 +244,6 @@ class Attention : public ReferencedPrimitive {
   std::vector<Sequence> sequences_;
 };
 
-}  // namespace
-
-namespace {
-
 void check(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionHeads& heads,
            const std::vector<AttentionRows>& sequences) {
   int rows = 0;

@@ -42,7 +42,7 @@ __device__ __forceinline__ unsigned int pair(unsigned int word, int index) {
 template <typename T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], unsigned int a0, unsigned int a1, unsigned int a2,
                                              unsigned int a3, unsigned int b0, unsigned int b1) {
-  if constexpr (sizeof(Offset<T>) > 0 && Offset<T>::value == 128) {
+  if constexpr (Offset<T>::value == 128) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   } else {

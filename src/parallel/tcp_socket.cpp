@@ -4,12 +4,10 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdint>
 #include <string_view>
 
@@ -73,30 +71,6 @@ TcpSocket::~TcpSocket() {
 
 bool TcpSocket::send_all(const void* bytes, std::size_t size) const {
   return ::send(descriptor_, bytes, size, no_signal) == static_cast<ssize_t>(size);
-}
-
-bool TcpSocket::receive_all(void* target, std::size_t size, Deadline deadline) const {
-  auto* at = static_cast<char*>(target);
-  while (size > 0) {
-    const auto got = ::recv(descriptor_, at, size, 0);
-    if (got > 0) {
-      at += got;
-      size -= static_cast<std::size_t>(got);
-      continue;
-    }
-    const bool later = got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
-    if (!later || !wait_for(POLLIN, deadline)) return false;
-  }
-  return true;
-}
-
-bool TcpSocket::wait_for(short events, Deadline deadline) const {
-  pollfd polled{descriptor_, events, 0};
-  while (true) {
-    const int ready = ::poll(&polled, 1, timeout_ms(deadline));
-    if (ready > 0) return true;
-    if (ready == 0 || errno != EINTR) return false;
-  }
 }
 
 int timeout_ms(Deadline deadline) {

@@ -39,11 +39,8 @@ class TcpSocket {
   // Taken by send(2), but not yet acknowledged by the other end's kernel.
   std::size_t queued_bytes() const;
 
-  // Messages of a handshake: all of `size` bytes, or false. A handshake's fit any socket buffer.
+  // Of a handshake's messages, which fit any socket buffer: all of `size` bytes, or false.
   bool send_all(const void* bytes, std::size_t size) const;
-  bool receive_all(void* target, std::size_t size, Deadline deadline) const;
-  // For poll(2)'s `events`; false at the deadline.
-  bool wait_for(short events, Deadline deadline) const;
 
  private:
   int descriptor_ = -1;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <chrono>
@@ -77,6 +79,19 @@ template <typename Work>
   }
   for (auto& thread : threads) thread.join();
   return errors;
+}
+
+// All of `size` bytes, or false: at the deadline, or where the other end closed.
+inline bool receive_all(const TcpSocket& socket, char* target, std::size_t size, Deadline deadline) {
+  while (size > 0) {
+    pollfd polled{socket.descriptor(), POLLIN, 0};
+    if (::poll(&polled, 1, timeout_ms(deadline)) <= 0) return false;
+    const auto got = ::recv(socket.descriptor(), target, size, 0);
+    if (got <= 0) return false;
+    target += got;
+    size -= static_cast<std::size_t>(got);
+  }
+  return true;
 }
 
 inline double seconds_since(steady_clock::time_point start) {

@@ -67,13 +67,13 @@ bool let_in(const TcpSocket& socket, int rank, MakeProof make_proof, int link = 
   const std::string nonce(32, 'n'), greeting = hello(rank, nonce, link);
   std::array<char, 64> challenge{};
   if (!socket.send_all(greeting.data(), greeting.size()) ||
-      !socket.receive_all(challenge.data(), challenge.size(), soon())) {
+      !receive_all(socket, challenge.data(), challenge.size(), soon())) {
     return false;
   }
   const std::string own =
       make_proof(nonce, std::string(challenge.data(), 32), std::string(challenge.data() + 32, 32));
   char answer = 0;
-  return socket.send_all(own.data(), own.size()) && socket.receive_all(&answer, 1, soon()) && answer == 1;
+  return socket.send_all(own.data(), own.size()) && receive_all(socket, &answer, 1, soon()) && answer == 1;
 }
 
 TEST(TcpHandshake, JoinsWhileStrangersBotherTheListener) {
@@ -216,7 +216,7 @@ TEST(TcpHandshake, LetsInWhoProvesTheSecretOnce) {
   const char first_alone = 1;
   EXPECT_TRUE(first.send_all(&first_alone, 1));
   char byte = 0;
-  EXPECT_FALSE(second.receive_all(&byte, 1, soon())) << "it does not count, so it is closed";
+  EXPECT_FALSE(receive_all(second, &byte, 1, soon())) << "it does not count, so it is closed";
   EXPECT_FALSE(let_in(stranger(endpoint), 1, prove("secret", 'C', 1, 2), 2)) << "a link that comes too late";
   EXPECT_FALSE(let_in(stranger(endpoint), 1, prove("secret", 'C', 1))) << "a second of the same rank";
   rank_0.join();
@@ -232,10 +232,10 @@ TEST(TcpHandshake, LeavesAServerThatDoesNotProveTheSecret) {
       if (::poll(&polled, 1, 20) <= 0) continue;
       const TcpSocket socket(::accept(meeting.listener(0).descriptor(), nullptr, nullptr));
       std::array<char, 64> bytes{};
-      if (!socket.receive_all(bytes.data(), 48, soon())) continue;
+      if (!receive_all(socket, bytes.data(), 48, soon())) continue;
       socket.send_all(bytes.data(), 64);
       const char yes = 1;
-      if (socket.receive_all(bytes.data(), 32, soon())) socket.send_all(&yes, 1);
+      if (receive_all(socket, bytes.data(), 32, soon())) socket.send_all(&yes, 1);
     }
   });
   const std::string message = join_error(meeting, 1, "secret", milliseconds(200));

@@ -228,7 +228,7 @@ TEST(TcpMesh, ASlowPeerIsWaitedForWhileSomethingMoves) {
   TcpMesh mesh(0, std::move(links), milliseconds(200));
   std::thread echo([&] {
     std::vector<char> frame(32 + 96);
-    ASSERT_TRUE(other.receive_all(frame.data(), frame.size(), steady_clock::now() + milliseconds(1000)));
+    ASSERT_TRUE(receive_all(other, frame.data(), frame.size(), steady_clock::now() + milliseconds(1000)));
     for (int i = 0; i < 4; ++i) {
       std::this_thread::sleep_for(milliseconds(100));
       ASSERT_TRUE(other.send_all(frame.data() + 32 * i, 32));
