@@ -8,8 +8,6 @@ namespace {
 
 namespace mx = mlx::core;
 
-constexpr int growth = 256;  // positions
-
 // Every operation costs a host's time that a GPU waits for when it answers one request, so there are as few
 // as can be.
 
@@ -31,7 +29,8 @@ mx::array append(std::optional<mx::array>& held, int length, const mx::array& up
   const int heads = update.shape(1), end = length + update.shape(2), dim = update.shape(3);
   const int capacity = held ? held->shape(2) : 0;
   if (end > capacity) {
-    const int grown = (end + growth - 1) / growth * growth;
+    constexpr int block = KeyValuePanels::block;
+    const int grown = (end + block - 1) / block * block;
     const mx::array room = mx::zeros({1, heads, grown - capacity, dim}, update.dtype(), s);
     held = held ? mx::concatenate({*held, room}, 2, s) : room;
   }
@@ -43,7 +42,7 @@ mx::array append(std::optional<mx::array>& held, int length, const mx::array& up
 
 // The same of keys or values, in the format in which they are held.
 mx::array append(HeldRows& held, KeyValueFormat format, int length, mx::array update, mx::Stream s) {
-  constexpr int group = 32, bits = 8;
+  constexpr int group = KeyValuePanels::group, bits = 8;
   if (format == KeyValueFormat::plain) return append(held.rows, length, update, s);
   const int dim = update.shape(3), missing = (group - dim % group) % group;
   if (missing > 0) update = mx::pad(update, std::vector<int>{3}, {0}, {missing}, mx::array(0), "constant", s);

@@ -11,7 +11,8 @@
 namespace tandem::kernels {
 namespace {
 
-constexpr int group = panel_outputs;  // numbers that share a scale
+constexpr int group = KeyValuePanels::group;
+static_assert(group == panel_outputs);
 constexpr int block_panels = KeyValuePanels::block / panel_outputs;
 constexpr std::size_t scale_size = 2;
 

@@ -38,6 +38,7 @@ enum class KeyValueFormat : std::uint8_t { plain, int8 };
 class KeyValuePanels {
  public:
   static constexpr int block = 256;  // positions
+  static constexpr int group = 32;   // numbers that share a scale
 
   explicit KeyValuePanels(const KeyValueShape& shape, KeyValueFormat format = KeyValueFormat::plain)
       : shape_(shape), format_(format) {}

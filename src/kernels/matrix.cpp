@@ -17,21 +17,14 @@ namespace {
 
 namespace mx = mlx::core;
 
-ScaleType scale_type(mx::Dtype dtype) {
-  switch (dense_format(dtype)) {
-    case Format::f32:
-      return ScaleType::f32;
-    case Format::f16:
-      return ScaleType::f16;
-    default:
-      return ScaleType::bf16;
-  }
+ScaleType dense_type(Format format) {
+  return format == Format::f32 ? ScaleType::f32 : format == Format::f16 ? ScaleType::f16 : ScaleType::bf16;
 }
 
 PanelShape shape_of(const Matrix& m) {
   if (!m.affine) return {m.out(), m.in(), dense_format(m.weight->dtype()), ScaleType::f32, 0};
   return {m.out(), m.in(), m.affine->bits == 8 ? Format::q8 : Format::q4,
-          scale_type(m.affine->scales.dtype()), m.affine->group};
+          dense_type(dense_format(m.affine->scales.dtype())), m.affine->group};
 }
 
 // Where a dense panel holds input k of output o, in elements.
@@ -106,10 +99,6 @@ float element(const std::byte* at, std::int64_t index, ScaleType type) {
   mx::float16_t half;
   std::memcpy(&half, &bits, 2);
   return static_cast<float>(half);
-}
-
-ScaleType dense_type(Format format) {
-  return format == Format::f32 ? ScaleType::f32 : format == Format::f16 ? ScaleType::f16 : ScaleType::bf16;
 }
 
 // Inputs [first, first + count) of one output, within the matrix, `stride` apart.
