@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <chrono>
 #include <cstdint>
@@ -71,12 +72,12 @@ int main(int argc, char** argv) {
   const std::byte* buffer = make_buffer(part * static_cast<std::size_t>(threads));
   std::barrier gate(threads);
   std::vector<double> rates;
-  volatile std::uint64_t sink = 0;
+  std::atomic<std::uint64_t> sink = 0;
   const auto read = [&](int thread) {
     for (int repeat = 0; repeat < repeats; ++repeat) {
       gate.arrive_and_wait();
       const auto start = std::chrono::steady_clock::now();
-      sink = sink ^ read_all(buffer + part * static_cast<std::size_t>(thread), part);
+      sink.fetch_xor(read_all(buffer + part * static_cast<std::size_t>(thread), part), std::memory_order_relaxed);
       gate.arrive_and_wait();
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (thread == 0) rates.push_back(static_cast<double>(part) * threads / seconds / 1e9);
