@@ -5,6 +5,8 @@
 
 namespace tandem::kernels {
 
+// Shapes as attention()'s, which has checked them; in the dtype of q, k and v. Of held sequences it fills
+// KeyValues::keys and values, and counts their rows from the call on. Gradients by q, k and v.
 mlx::core::array attention_by_mlx(const mlx::core::array& q, const mlx::core::array& k,
                                   const mlx::core::array& v, const AttentionHeads& heads,
                                   const std::vector<AttentionRows>& sequences, mlx::core::Stream s);

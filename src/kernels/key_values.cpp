@@ -54,7 +54,8 @@ Codes to_codes(const float* x, int count) {
   return codes;
 }
 
-// A panel of keys' positions as the two first dims of a matrix of values turned: [dims][32 positions].
+// Of numbers held as values, [dims / 32][block][32 dims], the 32 positions of panel `panel` as keys are held:
+// [dims][32 positions].
 void transpose_panel(const float* values, int panel, int dims, float* to) {
   for (int first = 0; first < dims; first += panel_outputs) {  // a square at a time
     const float* from = values + static_cast<std::ptrdiff_t>(first) * KeyValuePanels::block +

@@ -1,4 +1,5 @@
-// Bytes to ranks of a tcp group, whose sender does not wait for any of them to take part.
+// Bytes to ranks of a tcp group. The sender waits for none of them to take part, unless more is under way than
+// the sockets' buffers hold.
 #pragma once
 
 #include <mlx/distributed/distributed.h>
@@ -8,10 +9,11 @@
 
 namespace tandem::parallel {
 
-// To these ranks. ClusterError where the group has lost a rank.
+// To these ranks; returns once the kernel has the bytes for each. ClusterError where the group has lost a
+// rank, or one takes nothing for so long as TcpOptions::collective. At most limits::broadcast_bytes.
 void send_to(const mlx::core::distributed::Group& group, const std::vector<int>& ranks,
              const std::vector<std::uint8_t>& bytes);
-// To every other rank. ClusterError where the group has lost a rank.
+// The same to every other rank.
 void send_to_all(const mlx::core::distributed::Group& group, const std::vector<std::uint8_t>& bytes);
 
 // What rank `source` has sent by either. ClusterError where the group has lost a rank, or it is longer than

@@ -43,8 +43,8 @@ struct Plan {
 
   int world_size() const;
   bool all_local() const;
-  const PlannedRank& rank(int rank) const;
-  Place place(int rank) const;
+  const PlannedRank& rank(int rank) const;  // std::out_of_range where there is none
+  Place place(int rank) const;              // of a rank that there is
 };
 
 // One stage of equal shares, one rank a host.

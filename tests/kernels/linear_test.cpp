@@ -54,7 +54,7 @@ mx::array dequantised(const Matrix& m) {
 
 mx::array run(const mx::array& x, const Matrix& matrix) { return linear(x, matrix, mx::Device::cpu); }
 
-// Every matrix that can be packed, 70 inputs or, quantised, 256.
+// Every kind of matrix that can be packed, of 256 inputs.
 std::vector<Matrix> every_kind(int out) {
   std::vector<Matrix> kinds;
   for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
