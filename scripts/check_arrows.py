@@ -14,9 +14,10 @@ ALLOWED = {
     "weights": ["base", "parallel"],
     "models": ["base", "kernels", "parallel", "weights"],
     "engine": ["base", "models", "text", "parallel"],
-    "cluster": ["base", "parallel", "engine", "hardware", "kernels", "models", "weights"],
+    "train": ["base", "kernels", "models", "parallel", "text", "weights"],
+    "cluster": ["base", "parallel", "engine", "hardware", "kernels", "models", "train", "weights"],
     "server": ["base", "cluster", "engine", "models", "text"],
-    "cli": ["base", "cluster", "engine", "hardware", "models", "parallel", "server", "text", "weights"],
+    "cli": ["base", "cluster", "engine", "hardware", "models", "parallel", "server", "text", "train", "weights"],
 }
 
 wrong = []

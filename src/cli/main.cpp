@@ -29,7 +29,7 @@ void open_standard_descriptors() {
 }
 
 int run_program(int argc, char** argv) {
-  CLI::App program("One workstation out of several machines: runs language models split over them.",
+  CLI::App program("One workstation out of several machines: runs and trains language models split over them.",
                    "tandem");
   program.set_version_flag("--version", std::string("tandem ") + TANDEM_VERSION);
   program.require_subcommand(1);
@@ -41,6 +41,7 @@ int run_program(int argc, char** argv) {
   tandem::cli::add_list(program);
   tandem::cli::add_rm(program);
   tandem::cli::add_quantize(program, exit_code);
+  tandem::cli::add_train(program, exit_code);
   tandem::cli::add_logits(program);
   tandem::cli::add_perplexity(program);
   tandem::cli::add_bench(program);

@@ -90,6 +90,8 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
   verb.add_option("--pin", flags.pin,
                   "The core, or cores, of each rank on this machine: 0,1 or 0-3,4-7 (Linux)")
       ->delimiter(',');
+  verb.add_option("--adapter", flags.adapter,
+                  "A folder with low-rank adapters, as tandem train and mlx-lm write them, on every machine");
   verb.add_option("--remote-program", flags.remote_program, "tandem on the other machines")
       ->capture_default_str();
   verb.add_flag("-v,--verbose", flags.verbose, "Log more to stderr");
@@ -161,7 +163,8 @@ std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig&
 }
 
 std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel::Plan& plan,
-                                          const ClusterFlags& flags, const nlohmann::json& shape) {
+                                          const ClusterFlags& flags, const nlohmann::json& shape,
+                                          const std::optional<cluster::Training>& training) {
   if (flags.verbose) log::configure(log::Level::info);
   cluster::ConductorOptions options{.model = folder.string(),
                                     .shape = shape,
@@ -173,6 +176,8 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
                                     .activations = flags.activations,
                                     .context = flags.context,
                                     .kv_bits = flags.kv_bits,
+                                    .adapter = flags.adapter,
+                                    .training = training,
                                     .threads = flags.threads,
                                     .cores = parse_pin(flags.pin, plan),
                                     .program = own_program(),
@@ -184,7 +189,7 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
         std::make_unique<cluster::Conductor>(std::move(options), [&](const auto& ranks) { bar.show(ranks); });
     bar.clear();
     // Not by fmt::print, which throws where stderr is closed.
-    std::fputs((dim(describe(conductor->capacity())) + "\n").c_str(), stderr);
+    if (!training) std::fputs((dim(describe(conductor->capacity())) + "\n").c_str(), stderr);
     return conductor;
   } catch (...) {
     bar.clear();

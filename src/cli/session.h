@@ -28,6 +28,7 @@ struct ClusterFlags {
   int threads = 0;  // 0: the workers decide
   std::vector<std::string> pin;
   std::string plan;  // tp, pp or a file; empty: tp
+  std::string adapter;  // a folder
   std::string remote_program = "tandem";
   bool verbose = false;
 };
@@ -50,9 +51,10 @@ std::string describe_size(const parallel::Plan& plan);
 std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config);
 
 // Starts the workers and loads the model, with a progress bar; with `shape`, a config.json, random weights of
-// it in place of the folder's.
+// it in place of the folder's; with `training`, to train.
 std::unique_ptr<cluster::Conductor> start(const std::filesystem::path& folder, const parallel::Plan& plan,
-                                          const ClusterFlags& flags, const nlohmann::json& shape = {});
+                                          const ClusterFlags& flags, const nlohmann::json& shape = {},
+                                          const std::optional<cluster::Training>& training = {});
 
 // Each rank's host, weights and memory now, as JSON and as a table.
 nlohmann::json ranks_json(const cluster::Conductor& conductor);

@@ -45,6 +45,11 @@ struct Worker {
   bool ended = false;
 };
 
+[[noreturn]] void rethrow(const GiveUp& lost) {
+  if (lost.input) throw InputError(lost.message);
+  throw ClusterError(lost.message);
+}
+
 }  // namespace
 
 struct Conductor::Impl {
@@ -68,6 +73,7 @@ struct Conductor::Impl {
   std::vector<std::pair<int, std::string>> to_send;  // rank, line
   std::uint64_t next_id = 1;
   OnLost group_lost;
+  std::optional<nlohmann::json> answer;  // to an order of training
 
   ~Impl();
   void loop();
@@ -189,6 +195,10 @@ void Conductor::Impl::carry_out(Action& action) {
     changed.notify_all();
   } else if (const auto* event = std::get_if<Deliver>(&action)) {
     deliver(event->event);
+  } else if (auto* trained = std::get_if<Trained>(&action)) {
+    std::lock_guard lock(mutex);
+    answer = std::move(trained->answer);
+    changed.notify_all();
   } else {
     give_up(std::get<GiveUp>(action));
   }
@@ -257,6 +267,8 @@ std::vector<Start> starts(const ConductorOptions& options) {
                     .wire = options.wire,
                     .activations = options.activations,
                     .kv_bits = options.kv_bits,
+                    .adapter = options.adapter,
+                    .training = options.training ? nlohmann::json(*options.training) : nlohmann::json(),
                     .threads = options.threads,
                     .ranks_on_host = ranks_on[host],
                     .cores = pinned ? options.cores.at(local++) : std::vector<int>{},
@@ -280,15 +292,14 @@ Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading)
   for (const auto& host : hosts)
     impl.workers.push_back({ChildProcess(worker_command(options, host)), {}, {}, false});
   impl.state = begin(hosts, fresh_secret(), now_ms(), options.context);
+  impl.state.trains = options.training.has_value();
   impl.on_loading = on_loading;
   for (const auto& start : starts(options)) impl.send(start.rank, {{"start", start}});
   impl.thread = std::thread([&impl] { impl.loop(); });
 
   std::unique_lock lock(impl.mutex);
   impl.changed.wait(lock, [&] { return impl.running || impl.lost; });
-  if (!impl.lost) return;
-  if (impl.lost->input) throw InputError(impl.lost->message);
-  throw ClusterError(impl.lost->message);
+  if (impl.lost) rethrow(*impl.lost);
 }
 
 Conductor::~Conductor() = default;
@@ -306,6 +317,15 @@ std::uint64_t Conductor::submit(engine::Request request, OnEvent on_event, OnLos
 void Conductor::cancel(std::uint64_t id) {
   std::lock_guard lock(impl_->mutex);
   if (impl_->clients.contains(id)) impl_->send(0, engine::to_json(engine::Request(engine::Cancel{id})));
+}
+
+nlohmann::json Conductor::carry_out(const nlohmann::json& order) {
+  std::unique_lock lock(impl_->mutex);
+  impl_->answer.reset();
+  if (!impl_->lost) impl_->send(0, {{"train", order}});
+  impl_->changed.wait(lock, [&] { return impl_->answer || impl_->lost; });
+  if (!impl_->answer) rethrow(*impl_->lost);
+  return *impl_->answer;
 }
 
 // It stays as it is once the group runs, which the constructor has waited for.

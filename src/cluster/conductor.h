@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct ConductorOptions {
   std::string activations = "auto";
   ContextWish context;
   int kv_bits = 16;  // or 8
+  std::string adapter;                // a folder, the same on every machine; empty: none
+  std::optional<Training> training;   // a group that trains and serves no request
   int threads = 0;   // of each worker; 0: its machine's physical cores over its ranks there
   std::vector<std::vector<int>> cores;    // that each rank on this machine keeps to; empty: any
   std::filesystem::path program;          // this program, for local workers
@@ -60,6 +63,10 @@ class Conductor {
   // until the group is lost: then `on_lost`, once. Returns the id.
   std::uint64_t submit(engine::Request request, OnEvent on_event, OnLost on_lost);
   void cancel(std::uint64_t id);
+
+  // Of a group that trains: has rank 0 carry an order out (cluster/train_worker.h) and waits for its answer.
+  // ClusterError where the group is lost, InputError where the order fails by what the user can mend.
+  nlohmann::json carry_out(const nlohmann::json& order);
 
   const Capacity& capacity() const;
   // The ranks as they are now.

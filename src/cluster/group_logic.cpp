@@ -122,7 +122,10 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
     rank.status.resident_bytes = rank.status.peak_bytes = rank.ready->resident_bytes;
     const bool complete =
         state.phase == Phase::joining && all(state, [](auto& r) { return r.ready.has_value(); });
-    return complete ? measure_all(state) : std::vector<Action>{};
+    if (!complete) return {};
+    if (!state.trains) return measure_all(state);
+    state.phase = Phase::running;
+    return {Running{}};
   }
   if (has("room")) {
     rank.room = object["room"].get<Room>();
@@ -134,6 +137,7 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
     rank.status = object["status"].get<Status>();
     return {};
   }
+  if (has("trained")) return {Trained{object["trained"]}};
   return {Deliver{engine::event_from_json(object)}};
 }
 

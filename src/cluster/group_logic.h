@@ -32,6 +32,7 @@ struct GroupState {
   std::vector<RankState> ranks;
   std::string secret;
   ContextWish wish;
+  bool trains = false;  // there is no cache to measure room for
   Capacity capacity;             // once running
   std::int64_t deadline_ms = 0;  // of starting; of failing
 };
@@ -61,12 +62,15 @@ struct Running {};  // every rank is ready, and its memory measured
 struct Deliver {
   engine::Event event;
 };
+struct Trained {  // rank 0's answer to an order of training
+  nlohmann::json answer;
+};
 // The group is over. `input`: the user can mend it.
 struct GiveUp {
   bool input;
   std::string message;
 };
-using Action = std::variant<Send, Loading, Running, Deliver, GiveUp>;
+using Action = std::variant<Send, Loading, Running, Deliver, Trained, GiveUp>;
 
 GroupState begin(const std::vector<std::string>& hosts, std::string secret, std::int64_t now_ms,
                  const ContextWish& wish = {});

@@ -3,6 +3,9 @@
 //   conductor → worker   start, join, go, serve (rank 0), then engine requests (rank 0)
 //   worker → conductor   listening, progress, ready, room, status, then engine events (rank 0); failed at any
 //   time
+//
+// A group that trains knows no go, room and serve: once all are ready, rank 0 is sent one {"train": order} after
+// the other (cluster/train_worker.h), and answers each with {"trained": …}.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +18,22 @@
 namespace tandem::cluster {
 
 inline constexpr int protocol_version = 3;
+
+// How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
+// whole model.
+struct Training {
+  std::string method = "lora";  // or full
+  int replicas = 1;
+  int lora_rank = 8;
+  float lora_scale = 20;
+  int lora_layers = 16;
+  std::vector<std::string> lora_keys;
+  std::uint64_t seed = 0;
+  std::string optimizer = "adamw";
+  float beta1 = 0.9F, beta2 = 0.999F, weight_decay = 0.01F;
+  float clip = 0;
+  bool recompute = false;
+};
 
 // Which model, which part of it, on which device.
 struct Start {
@@ -29,6 +48,8 @@ struct Start {
   std::string wire = "float32";      // or bfloat16: parallel/tcp_group.h, Wire
   std::string activations = "auto";  // auto or float32: kernels/products.h, Activations
   int kv_bits = 16;                  // or 8: kernels/key_values.h, KeyValueFormat
+  std::string adapter;               // a folder with low-rank adapters, or empty
+  nlohmann::json training;            // Training, in place of serving, or null
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
   int ranks_on_host = 1;   // this one among them
   std::vector<int> cores;  // that the worker keeps to; empty: any
@@ -102,8 +123,10 @@ struct Failed {
   std::string message;
 };
 
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, lora_rank, lora_scale, lora_layers, lora_keys,
+                                   seed, optimizer, beta1, beta2, weight_decay, clip, recompute)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, backend, fp8, wire,
-                                   activations, kv_bits, threads, ranks_on_host, cores, loopback, verbosity)
+                                   activations, kv_bits, adapter, training, threads, ranks_on_host, cores, loopback, verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port, backends)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)

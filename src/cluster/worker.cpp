@@ -1,25 +1,23 @@
 #include "cluster/worker.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <mlx/device.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <deque>
 #include <filesystem>
 #include <memory>
 #include <thread>
 
-#include "base/bounded_queue.h"
 #include "base/error.h"
-#include "base/json_lines.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "cluster/control_channel.h"
 #include "cluster/protocol.h"
 #include "cluster/room.h"
+#include "cluster/train_worker.h"
 #include "engine/scheduler.h"
 #include "engine/step.h"
 #include "hardware/cores.h"
@@ -27,6 +25,7 @@
 #include "kernels/cuda_kernel.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
+#include "models/adapter.h"
 #include "models/families.h"
 #include "parallel/broadcast.h"
 #include "parallel/messages.h"
@@ -45,60 +44,6 @@ using nlohmann::json;
 double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-// The two directions of the pipe. A thread reads lines into a queue; end-of-file, the conductor's death, ends
-// the process at once, whatever the model is doing.
-class ControlChannel {
- public:
-  ControlChannel() : inbox_(limits::worker_inbox) {
-    // The real stdout moves away, so that no library's print can break the protocol.
-    output_ = ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
-    ::dup2(STDERR_FILENO, STDOUT_FILENO);
-    std::thread([this] { read_lines(); }).detach();
-  }
-
-  void send(const json& object) const {
-    if (!write_all(output_, to_json_line(object))) ::_exit(0);
-  }
-  std::optional<json> receive(std::chrono::milliseconds timeout) { return inbox_.pop(timeout); }
-  std::optional<json> try_receive() { return inbox_.try_pop(); }
-
-  // Waits for the message `name`.
-  template <typename Message>
-  Message expect(const char* name) {
-    while (true) {
-      const auto object = receive(std::chrono::hours(24));
-      if (!object) continue;
-      if (!object->contains(name))
-        throw ClusterError(fmt::format("expected \"{}\", got {}", name, object->dump()));
-      return (*object)[name].get<Message>();
-    }
-  }
-
- private:
-  void read_lines() {
-    JsonLineReader lines;
-    std::array<char, 1 << 16> bytes;
-    while (true) {
-      const auto got = ::read(STDIN_FILENO, bytes.data(), bytes.size());
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) ::_exit(0);
-      try {
-        lines.feed({bytes.data(), static_cast<std::size_t>(got)});
-        while (auto object = lines.next()) {
-          if (!inbox_.try_push(std::move(*object)))
-            throw ClusterError("more messages than the worker can hold");
-        }
-      } catch (const std::exception& error) {
-        send({{"failed", Failed{"internal", error.what()}}});
-        ::_exit(1);
-      }
-    }
-  }
-
-  int output_;
-  BoundedQueue<json> inbox_;
-};
 
 mx::Device choose_device(const std::string& name) {
   kernels::use_large_cuda_graphs();
@@ -234,6 +179,7 @@ engine::StepRunner load(ControlChannel& channel, const Start& start, const model
   if (device == mx::Device::cpu) check_room(weights.bytes());
   auto model = models::make_decoder(config, shard, weights, layers);
   source.finish();
+  if (!start.adapter.empty()) models::load_adapter(model, weights, start.adapter);
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = gpu ? model.layers.front().attention_norm.dtype() : mx::float32;
   channel.send({{"ready", Ready{.weight_bytes = weights.bytes(),
@@ -372,6 +318,7 @@ void serve(ControlChannel& channel) {
   config.formats.fp8_as = start.fp8 == "float32" ? weights::Fp8As::float32
                           : start.fp8 == "8bit"  ? weights::Fp8As::quantised
                                                  : weights::Fp8As::bfloat16;
+  if (!start.training.is_null()) return train(channel, start, group, config, *source, device);
   const int stages = static_cast<int>(plan.stages.size());
   Work work(channel, load(channel, start, config, *source, plan, group, stage, device), group, stages > 1);
   channel.expect<json>("go");

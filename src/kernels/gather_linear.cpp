@@ -252,6 +252,18 @@ class GatherLinear : public CpuPrimitive {
   bool shares_rows_;  // one row of x for all choices of a token
 };
 
+// linear_by_head() in MLX's operations.
+mx::array by_head_by_mlx(const mx::array& x, const Experts& heads, mx::Stream s) {
+  const int rows = x.shape(0), count = heads.count();
+  const mx::array by_head = mx::swapaxes(mx::reshape(x, {rows, count, heads.in()}, s), 0, 1, s);  // [H, T, in]
+  const auto& a = heads.affine;
+  const mx::array y =
+      a ? mx::quantized_matmul(mx::astype(by_head, a->scales.dtype(), s), *heads.weight, a->scales, a->biases,
+                               true, a->group, a->bits, "affine", s)
+        : mx::matmul(mx::astype(by_head, heads.weight->dtype(), s), mx::swapaxes(*heads.weight, 1, 2, s), s);
+  return mx::reshape(mx::swapaxes(y, 0, 1, s), {rows, count * heads.out()}, s);
+}
+
 }  // namespace
 
 int Experts::count() const { return packed.empty() ? weight->shape(0) : static_cast<int>(packed.size()); }
@@ -308,24 +320,14 @@ mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrD
   if (x.ndim() != 2 || x.shape(1) != count * heads.in())
     throw std::invalid_argument("linear_by_head: x and the heads do not fit together");
   if (stream.device == mx::Device::cpu) {
-    if (heads.packed.empty())
-      throw std::invalid_argument("linear_by_head: heads must be packed for a CPU stream");
+    if (heads.packed.empty()) return by_head_by_mlx(as_float_rows(x, stream), heads, stream);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(rows) * count);
     for (int i = 0; i < rows * count; ++i) ids[i] = i % count;
     return mx::array({rows, out}, mx::float32, std::make_shared<GatherLinear>(stream, heads.packed, false),
                      {as_float_rows(x, stream), mx::array(ids.data(), {rows, count}, mx::int32)});
   }
-  const mx::array by_head =
-      mx::swapaxes(mx::reshape(x, {rows, count, heads.in()}, stream), 0, 1, stream);  // [H, T, in]
   const bool as_dense = heads.affine && is_cuda(stream);
-  const Experts& read = as_dense ? dequantised(heads, stream) : heads;
-  const auto& a = read.affine;
-  const mx::array y =
-      a ? mx::quantized_matmul(mx::astype(by_head, a->scales.dtype(), stream), *read.weight, a->scales,
-                               a->biases, true, a->group, a->bits, "affine", stream)
-        : mx::matmul(mx::astype(by_head, read.weight->dtype(), stream),
-                     mx::swapaxes(*read.weight, 1, 2, stream), stream);
-  return mx::reshape(mx::swapaxes(y, 0, 1, stream), {rows, out}, stream);
+  return by_head_by_mlx(x, as_dense ? dequantised(heads, stream) : heads, stream);
 }
 
 }  // namespace tandem::kernels

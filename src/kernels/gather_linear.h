@@ -39,7 +39,7 @@ mlx::core::array gather_linear(const mlx::core::array& x, const Experts& experts
                                mlx::core::StreamOrDevice s = {});
 
 // x [T, H * in], head h of every row by the matrix of expert h → [T, H * out]; devices as above. On a CPU
-// stream the heads must be packed.
+// stream heads that are not packed are multiplied by MLX.
 mlx::core::array linear_by_head(const mlx::core::array& x, const Experts& heads,
                                 mlx::core::StreamOrDevice s = {});
 

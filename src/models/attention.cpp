@@ -13,7 +13,8 @@ constexpr float latent_eps = 1e-6F;  // of the latents' norms, whatever config.j
 
 std::vector<kernels::AttentionRows> Pass::rows(int layer) const {
   std::vector<kernels::AttentionRows> all;
-  for (const auto& one : sequences) all.push_back({one.tokens, &one.cache->layer(layer)});
+  for (const auto& one : sequences)
+    all.push_back({one.tokens, one.cache ? &one.cache->layer(layer) : nullptr});
   return all;
 }
 

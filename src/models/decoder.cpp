@@ -69,6 +69,17 @@ mx::array forward(const Decoder& model, const mx::array& input, const std::vecto
   return normed;
 }
 
+mx::array layer_output(const DecoderLayer& layer, const mx::array& x, const Pass& pass, int index,
+                       const Context& context) {
+  const auto normed = [&](const mx::array& from, const mx::array& norm) {
+    return parallel::summed_gradient(kernels::rms_norm(from, norm, pass.eps), context.group);
+  };
+  const mx::array attention = attend(layer, normed(x, layer.attention_norm), pass, index);
+  const mx::array attended = kernels::add(x, reduced(attention, output_of(layer), context));
+  return kernels::add(attended,
+                      reduced_ffn(feed_forward(layer, normed(attended, layer.ffn_norm)), layer, context));
+}
+
 mx::array logits(const Decoder& model, const mx::array& hidden, const Context& context) {
   return reduced(products(hidden, {&*model.output}).front(), *model.output, context);
 }

@@ -63,7 +63,8 @@ mx::array rows_by_head(const mx::array& up, int head_rows, int first, int end) {
 
 // Values [H, value, latent] stay as they are stored. Keys [H, latent, nope] are turned over, for which
 // quantised ones become float32.
-std::pair<kernels::Experts, kernels::Experts> split_up(const weights::StoredMatrix& up, int nope, int value) {
+std::pair<kernels::Experts, kernels::Experts> split_up(const weights::ShardedWeights& weights,
+                                                       const weights::StoredMatrix& up, int nope, int value) {
   weights::StoredMatrix values{values_by_head(up.weight, nope, value), {}, {}, up.quantisation};
   if (up.scales) {
     values.scales = values_by_head(*up.scales, nope, value);
@@ -73,7 +74,7 @@ std::pair<kernels::Experts, kernels::Experts> split_up(const weights::StoredMatr
   const bool on_gpu = mx::default_device() == mx::Device::gpu;
   if (up.scales && on_gpu) keys = mx::astype(keys, up.scales->dtype(), mx::Device::cpu);  // as all else there
   keys.eval();
-  return {experts_from({keys, {}, {}, {}}), experts_from(values)};
+  return {experts_from(weights, {keys, {}, {}, {}}), experts_from(weights, values)};
 }
 
 }  // namespace
@@ -118,13 +119,13 @@ LatentAttention take_latent_attention(const ModelConfig& config, const weights::
     w.query_down = take("q_a_proj");
     w.query_norm = take_vector(weights, prefix + "q_a_layernorm.weight");
   }
-  join({&w.latent, w.query_down ? &*w.query_down : &w.query});
+  join(weights, {&w.latent, w.query_down ? &*w.query_down : &w.query});
   if (weights.has(prefix + "embed_q.weight")) {
     w.key_up = take_stack(weights, prefix + "embed_q");
     w.value_up = take_stack(weights, prefix + "unembed_out");
   } else {
     std::tie(w.key_up, w.value_up) =
-        split_up(weights.take_matrix(prefix + "kv_b_proj.weight"), w.nope, sizes.value_dim);
+        split_up(weights, weights.take_matrix(prefix + "kv_b_proj.weight"), w.nope, sizes.value_dim);
   }
   return w;
 }

@@ -99,7 +99,7 @@ std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, cons
 FeedForward take_feed_forward(const weights::ShardedWeights& weights, const std::string& prefix) {
   const auto take = [&](const char* name) { return take_linear(weights, prefix + name); };
   FeedForward w{take("gate_proj"), take("up_proj"), take("down_proj")};
-  join({&w.gate, &w.up});
+  join(weights, {&w.gate, &w.up});
   return w;
 }
 

@@ -26,7 +26,8 @@ class KvCache {
   std::vector<kernels::KeyValues> layers_;
 };
 
-// Some rows of a step: the tokens that follow what the cache of one sequence holds.
+// Some rows of a step: the tokens that follow what the cache of one sequence holds, or, without a cache, a
+// sequence that stands alone.
 struct SequenceRows {
   int tokens = 0;
   KvCache* cache = nullptr;

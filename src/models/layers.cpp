@@ -14,6 +14,12 @@ namespace {
 
 namespace mx = mlx::core;
 
+// scale · x · downᵀ · upᵀ.
+mx::array adapted(const mx::array& x, const Adapter& adapter) {
+  const mx::array low = kernels::linear(x, adapter.down);  // [T, rank]
+  return kernels::linear(mx::multiply(low, mx::array(adapter.scale, low.dtype())), adapter.up);
+}
+
 mx::array with_bias(const mx::array& y, const ShardedLinear& w) {
   return w.bias ? kernels::add(y, *w.bias) : y;
 }
@@ -27,7 +33,9 @@ std::vector<mx::array> products(const mx::array& x, const std::vector<const Shar
   for (const auto* w : matrices) weights.push_back(w->weight);
   std::vector<mx::array> parts = kernels::linear(x, weights);
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    if (matrices[i]->reduce == parallel::Reduce::none) parts[i] = with_bias(parts[i], *matrices[i]);
+    const ShardedLinear& w = *matrices[i];
+    if (w.reduce == parallel::Reduce::none) parts[i] = with_bias(parts[i], w);
+    if (w.adapter) parts[i] = kernels::add(parts[i], adapted(x, *w.adapter));
   }
   return parts;
 }
@@ -99,7 +107,7 @@ Rope make_rope(const RopeConfig& config, int dims, bool pairs) {
 std::vector<int> positions_of(const std::vector<SequenceRows>& sequences) {
   std::vector<int> positions;
   for (const auto& sequence : sequences) {
-    const int start = sequence.cache->length();
+    const int start = sequence.cache ? sequence.cache->length() : 0;
     for (int i = 0; i < sequence.tokens; ++i) positions.push_back(start + i);
   }
   return positions;

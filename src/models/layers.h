@@ -6,6 +6,7 @@
 #include <mlx/distributed/distributed.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kernels/matrix.h"
@@ -25,11 +26,21 @@ struct Context {
   mlx::core::Dtype activations = mlx::core::float32;
 };
 
+// Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) of a matrix: its part that belongs to this rank's
+// part of the matrix. Where the matrix is cut by outputs, `down` is whole, where by inputs, `up`.
+struct Adapter {
+  kernels::Matrix down;  // [rank, in]
+  kernels::Matrix up;    // [out, rank]
+  float scale = 1;
+};
+
 struct ShardedLinear {
   kernels::Matrix weight;  // [out, in], this rank's part
   std::optional<mlx::core::array> bias;
   parallel::Reduce reduce = parallel::Reduce::none;
   std::vector<int> parts;  // rows of each rank, for Reduce::gather
+  std::string name = {};   // its tensor's, without ".weight"
+  std::optional<Adapter> adapter = {};
 };
 
 // With the bias.

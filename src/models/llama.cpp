@@ -55,7 +55,7 @@ GroupedAttention take_grouped_attention(const ModelConfig& config, const paralle
                      .head_dim = config.sizes.head_dim,
                      .scale = config.attention_scale,
                      .window = config.windows[layer]};
-  join({&w.query, &w.key, &w.value});
+  join(weights, {&w.query, &w.key, &w.value});
   return w;
 }
 

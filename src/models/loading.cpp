@@ -18,9 +18,12 @@ std::optional<kernels::Affine> affine_of(const StoredMatrix& stored) {
   return kernels::Affine{*stored.scales, *stored.biases, stored.quantisation.group, stored.quantisation.bits};
 }
 
-kernels::Matrix matrix_from(const StoredMatrix& stored) {
+// What is trained stays as it is: its gradient is one by the array.
+bool packs(const ShardedWeights& weights) { return on_cpu() && !weights.bound(); }
+
+kernels::Matrix matrix_from(const StoredMatrix& stored, bool packs) {
   const kernels::Matrix matrix{stored.weight, affine_of(stored), nullptr};
-  return on_cpu() ? kernels::pack(matrix) : matrix;
+  return packs ? kernels::pack(matrix) : matrix;
 }
 
 }  // namespace
@@ -44,31 +47,35 @@ mx::array take_vector(const ShardedWeights& weights, const std::string& name) {
 
 ShardedLinear take_linear(const ShardedWeights& weights, const std::string& name) {
   const std::string weight = name + ".weight", bias = name + ".bias";
-  ShardedLinear linear{matrix_from(weights.take_matrix(weight)), std::nullopt, weights.reduce_of(weight), {}};
+  ShardedLinear linear{.weight = matrix_from(weights.take_matrix(weight), packs(weights)),
+                       .bias = std::nullopt,
+                       .reduce = weights.reduce_of(weight),
+                       .parts = {},
+                       .name = name};
   if (weights.has(bias)) linear.bias = take_vector(weights, bias);
   return linear;
 }
 
-void join(const std::vector<ShardedLinear*>& matrices) {
-  if (on_cpu()) return;
-  std::vector<kernels::Matrix*> weights;
-  for (auto* matrix : matrices) weights.push_back(&matrix->weight);
-  kernels::join(weights);
+void join(const ShardedWeights& weights, const std::vector<ShardedLinear*>& matrices) {
+  if (on_cpu() || weights.bound()) return;
+  std::vector<kernels::Matrix*> joined;
+  for (auto* matrix : matrices) joined.push_back(&matrix->weight);
+  kernels::join(joined);
 }
 
 kernels::Matrix take_float32(const ShardedWeights& weights, const std::string& name) {
   mx::array whole = mx::astype(dense(weights.take_matrix(name + ".weight")), mx::float32, mx::Device::cpu);
   whole.eval();
-  return matrix_from({whole, {}, {}, {}});
+  return matrix_from({whole, {}, {}, {}}, packs(weights));
 }
 
-kernels::Experts experts_from(const StoredMatrix& stack) {
+kernels::Experts experts_from(const ShardedWeights& weights, const StoredMatrix& stack) {
   const kernels::Experts experts{stack.weight, affine_of(stack), {}};
-  return on_cpu() ? kernels::pack(experts) : experts;
+  return packs(weights) ? kernels::pack(experts) : experts;
 }
 
 kernels::Experts take_stack(const ShardedWeights& weights, const std::string& name) {
-  return experts_from(weights.take_matrix(name + ".weight"));
+  return experts_from(weights, weights.take_matrix(name + ".weight"));
 }
 
 kernels::Experts take_experts(const ShardedWeights& weights, const std::string& prefix,
@@ -78,8 +85,8 @@ kernels::Experts take_experts(const ShardedWeights& weights, const std::string& 
   weights::Quantisation quantisation;
   for (int e = experts.begin; e < experts.end; ++e) {
     const StoredMatrix stored = weights.take_matrix(fmt::format("{}.{}.{}.weight", prefix, e, name));
-    if (on_cpu()) {
-      packed.push_back(matrix_from(stored));
+    if (packs(weights)) {
+      packed.push_back(matrix_from(stored, true));
       continue;
     }
     quantisation = stored.quantisation;
@@ -89,7 +96,7 @@ kernels::Experts take_experts(const ShardedWeights& weights, const std::string& 
       biases.push_back(*stored.biases);
     }
   }
-  if (on_cpu()) return kernels::experts_of(packed);
+  if (packs(weights)) return kernels::experts_of(packed);
   StoredMatrix stack{mx::stack(values), {}, {}, quantisation};
   mx::eval(stack.weight);
   if (!scales.empty()) {
@@ -97,7 +104,7 @@ kernels::Experts take_experts(const ShardedWeights& weights, const std::string& 
     stack.biases = mx::stack(biases);
     mx::eval(*stack.scales, *stack.biases);
   }
-  return experts_from(stack);
+  return experts_from(weights, stack);
 }
 
 std::size_t bytes_of_one(const kernels::Experts& experts) {

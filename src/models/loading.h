@@ -1,4 +1,4 @@
-// Taking a rank's weights over, packed for a CPU where that computes.
+// Taking a rank's weights over, packed for a CPU where that computes them but does not train them.
 #pragma once
 
 #include <string>
@@ -16,7 +16,7 @@ mlx::core::array take_vector(const weights::ShardedWeights& weights, const std::
 ShardedLinear take_linear(const weights::ShardedWeights& weights, const std::string& name);
 
 // On a GPU: products that are made of the same rows become one (kernels::join).
-void join(const std::vector<ShardedLinear*>& matrices);
+void join(const weights::ShardedWeights& weights, const std::vector<ShardedLinear*>& matrices);
 
 // NAME.weight in float32, whatever it was: a router, which must choose as it was trained to.
 kernels::Matrix take_float32(const weights::ShardedWeights& weights, const std::string& name);
@@ -29,7 +29,7 @@ kernels::Experts take_experts(const weights::ShardedWeights& weights, const std:
                               const parallel::Range& experts, const std::string& name);
 
 // [E, out, in], packed for a CPU.
-kernels::Experts experts_from(const weights::StoredMatrix& stack);
+kernels::Experts experts_from(const weights::ShardedWeights& weights, const weights::StoredMatrix& stack);
 
 // A stored matrix as it is, or, where it is quantised, in float32, in which code times scale is exact.
 mlx::core::array dense(const weights::StoredMatrix& matrix);

@@ -2,6 +2,7 @@
 
 #include <mlx/distributed/ops.h>
 #include <mlx/ops.h>
+#include <mlx/transforms.h>
 
 #include <algorithm>
 
@@ -11,6 +12,19 @@ namespace mx = mlx::core;
 
 mx::array sum(const mx::array& x, const mx::distributed::Group& group) {
   return group.size() == 1 ? x : mx::distributed::all_sum(x, group);
+}
+
+mx::array max(const mx::array& x, const mx::distributed::Group& group) {
+  return group.size() == 1 ? x : mx::distributed::all_max(x, group);
+}
+
+mx::array summed_gradient(const mx::array& x, const mx::distributed::Group& group) {
+  if (group.size() == 1) return x;
+  const auto same = mx::custom_vjp([](const auto& in) { return in; },
+                                   [group](const auto&, const auto& cotangents, const auto&) {
+                                     return std::vector<mx::array>{sum(cotangents.front(), group)};
+                                   });
+  return same({x}).front();
 }
 
 mx::array gather_columns(const mx::array& x, const std::vector<int>& parts,

@@ -23,7 +23,7 @@ int axis_of(const ShardRule& rule, const parallel::Shard& shard) {
 }
 
 // The tensor of which each element of the last axis stands for `inputs` inputs.
-Slice slice_of(const std::string& name, const ShardRule& rule, const parallel::Shard& shard, int inputs = 1) {
+Slice make_slice(const std::string& name, const ShardRule& rule, const parallel::Shard& shard, int inputs = 1) {
   Slice slice{name, {}, axis_of(rule, shard), {}};
   for (const auto dim : rule.shape) slice.shape.push_back(shard.whole(dim));
   slice.shape.back() /= inputs;
@@ -91,7 +91,7 @@ void ShardedWeights::count(const Slice& slice, bool replicated) {
 
 void ShardedWeights::add(const std::string& name, const ShardRule& rule, const parallel::Shard& shard,
                          int layer) {
-  Tensor tensor{slice_of(name, rule, shard), rule.reduce, {}, {}, {}, {}, layer};
+  Tensor tensor{make_slice(name, rule, shard), rule.reduce, {}, {}, {}, {}, layer};
   const std::string stem = stem_of(name);
   const bool of_expert = rule.name.find('*') != rule.name.rfind('*');
   const bool matrix = rule.shape.size() >= 2, replicated = tensor.slice.axis < 0 && !of_expert;
@@ -103,10 +103,10 @@ void ShardedWeights::add(const std::string& name, const ShardRule& rule, const p
           "tensor \"{}\" has {} inputs, not a multiple of its quantization's groups of {} in config.json",
           name, inputs, group));
     }
-    tensor.slice = slice_of(name, rule, shard, 32 / bits);
+    tensor.slice = make_slice(name, rule, shard, 32 / bits);
     tensor.slice.element = Element::codes;
-    tensor.scales = slice_of(stem + ".scales", rule, shard, group);
-    tensor.biases = slice_of(stem + ".biases", rule, shard, group);
+    tensor.scales = make_slice(stem + ".scales", rule, shard, group);
+    tensor.biases = make_slice(stem + ".biases", rule, shard, group);
     count(*tensor.scales, replicated);
     count(*tensor.biases, replicated);
   } else if (matrix && source_.has(name + "_scale_inv") && formats_.fp8_block > 0) {
@@ -122,10 +122,12 @@ void ShardedWeights::add(const std::string& name, const ShardRule& rule, const p
 }
 
 mx::array ShardedWeights::take(const std::string& name) const {
+  if (bound()) return bound_.at(name);
   return source_.read(tensors_.at(name).slice, on_bytes_);
 }
 
 StoredMatrix ShardedWeights::take_matrix(const std::string& name) const {
+  if (bound()) return {bound_.at(name), {}, {}, {}};
   const Tensor& tensor = tensors_.at(name);
   if (tensor.fp8_scales) return take_fp8(tensor);
   StoredMatrix matrix{source_.read(tensor.slice, on_bytes_), {}, {}, tensor.quantisation};

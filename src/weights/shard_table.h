@@ -43,7 +43,15 @@ class ShardedWeights {
       Source& source, const std::vector<ShardRule>& rules, Formats formats, const parallel::Shard& shard,
       int first_layer, int end_layer, OnBytes on_bytes = [](std::uint64_t) {});
 
+  // From now on the tensors are these, what is trained, and nothing is read.
+  void bind(std::map<std::string, mlx::core::array> values) { bound_ = std::move(values); }
+  bool bound() const { return !bound_.empty(); }
+
   bool has(const std::string& name) const { return tensors_.contains(name); }
+  // In the rules' order.
+  const std::vector<std::string>& names() const { return names_; }
+  // Where the tensor's part lies in the whole.
+  const Slice& slice_of(const std::string& name) const { return tensors_.at(name).slice; }
   // Reads a tensor, or a matrix with what belongs to it. Asserted to be one of the rules'. InputError as
   // Source::read().
   mlx::core::array take(const std::string& name) const;
@@ -70,6 +78,7 @@ class ShardedWeights {
   const Source& source_;
   Formats formats_;
   OnBytes on_bytes_;
+  std::map<std::string, mlx::core::array> bound_;
   std::map<std::string, Tensor> tensors_;
   std::vector<std::string> names_;  // in the rules' order
   std::uint64_t bytes_ = 0;

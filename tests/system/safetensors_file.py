@@ -20,6 +20,20 @@ def read_safetensors(file):
             for name, entry in header.items()}
 
 
+def floats_of(dtype, data):
+    """The numbers of F32 or BF16 bytes."""
+    if dtype == "F32":
+        return struct.unpack(f"<{len(data) // 4}f", data)
+    assert dtype == "BF16", dtype
+    return struct.unpack(f"<{len(data) // 2}f", b"".join(b"\0\0" + data[i:i + 2] for i in range(0, len(data), 2)))
+
+
+def read_tensors(folder):
+    """name → its numbers, of every safetensors file in the folder"""
+    return {name: floats_of(dtype, data) for file in sorted(Path(folder).glob("*.safetensors"))
+            for name, (dtype, _, data) in read_safetensors(file).items()}
+
+
 def write_safetensors(file, tensors):
     header, offset = {"__metadata__": {"format": "mlx"}}, 0
     for name, (dtype, shape, data) in tensors.items():

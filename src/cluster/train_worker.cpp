@@ -1,0 +1,157 @@
+#include "cluster/train_worker.h"
+
+#include <chrono>
+
+#include "base/error.h"
+#include "base/limits.h"
+#include "hardware/machine.h"
+#include "kernels/threads.h"
+#include "parallel/broadcast.h"
+#include "parallel/tcp_group.h"
+#include "train/full_model.h"
+#include "train/lora.h"
+#include "train/save.h"
+
+namespace tandem::cluster {
+namespace {
+
+namespace mx = mlx::core;
+using nlohmann::json;
+
+// This rank's groups: those with which it shares a model, and those with the same part of the other models.
+train::Ranks ranks_of(const mx::distributed::Group& world, int replicas, mx::Dtype activations) {
+  const int sharers = world.size() / replicas;
+  const auto part = [&](int size, int color) {
+    if (size == world.size()) return world;
+    return size > 1 ? world.split(color) : parallel::single_rank_group();
+  };
+  const auto stage = part(sharers, world.rank() / sharers);
+  return {{stage, activations}, part(replicas, world.rank() % sharers)};
+}
+
+std::vector<train::Sequence> sequences_from(const json& list) {
+  std::vector<train::Sequence> sequences;
+  for (const auto& one : list) {
+    auto ids = one.get<std::vector<int>>();
+    const int loss_from = ids.front();
+    ids.erase(ids.begin());
+    sequences.push_back({std::move(ids), loss_from});
+  }
+  return sequences;
+}
+
+class TrainWork {
+ public:
+  TrainWork(const mx::distributed::Group& world, train::Trainer trainer)
+      : world_(world), trainer_(std::move(trainer)) {}
+
+  // The answer to an order; every rank carries it out.
+  json carry_out(const json& order) {
+    if (order.contains("step")) return step(order["step"]);
+    if (order.contains("evaluate")) {
+      const auto result = trainer_.evaluate(sequences_from(order["evaluate"]["sequences"]));
+      return {{"sum_nll", result.sum_nll}, {"tokens", result.tokens}};
+    }
+    if (order.contains("save")) {
+      train::save_parameters(trainer_, file_of(order["save"]), order["save"]["dtype"]);
+      return {{"file", order["save"]["file"]}};
+    }
+    if (order.contains("keep")) {
+      train::save_state(trainer_, file_of(order["keep"]));
+      return {{"file", order["keep"]["file"]}};
+    }
+    if (order.contains("restore")) {
+      train::restore_state(trainer_, file_of(order["restore"]));
+      return {{"file", order["restore"]["file"]}};
+    }
+    return json::object();
+  }
+
+ private:
+  json step(const json& order) {
+    std::vector<std::vector<train::Sequence>> batches;
+    for (const auto& batch : order["batches"]) batches.push_back(sequences_from(batch));
+    const auto start = std::chrono::steady_clock::now();
+    const double link_start = parallel::link_use(world_).seconds;
+    const auto result = trainer_.step(batches, order["learning_rate"].get<double>());
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    // JSON has no NaN.
+    const auto number = [&](double value) { return result.skipped ? json() : json(value); };
+    return {{"sum_nll", number(result.sum_nll)},
+            {"tokens", result.tokens},
+            {"gradient_norm", number(result.gradient_norm)},
+            {"skipped", result.skipped},
+            {"seconds", time.count()},
+            {"link_s", parallel::link_use(world_).seconds - link_start},
+            {"peak_bytes", hardware::process_memory().peak_bytes}};
+  }
+
+  // Rank 0's file.
+  std::optional<std::filesystem::path> file_of(const json& order) const {
+    if (world_.rank() != 0) return std::nullopt;
+    return order["file"].get<std::string>();
+  }
+
+  const mx::distributed::Group& world_;
+  train::Trainer trainer_;
+};
+
+std::unique_ptr<train::Trainable> load(const Training& training, const models::ModelConfig& config,
+                                       weights::Source& source, const parallel::Shard& shard,
+                                       const weights::OnBytes& on_bytes) {
+  const parallel::Range layers{0, config.layers};
+  if (training.method == "full")
+    return std::make_unique<train::FullModel>(config, source, shard, layers, on_bytes);
+  const weights::ShardedWeights weights(source, models::shard_rules(config, source, layers), config.formats,
+                                        shard, layers.begin, layers.end, on_bytes);
+  auto base = models::make_decoder(config, shard, weights, layers);
+  source.finish();
+  return std::make_unique<train::LoraModel>(std::move(base), weights,
+                                            train::LoraOptions{.rank = training.lora_rank,
+                                                               .scale = training.lora_scale,
+                                                               .layers = training.lora_layers,
+                                                               .keys = training.lora_keys,
+                                                               .seed = training.seed});
+}
+
+}  // namespace
+
+void train(ControlChannel& channel, const Start& start, const mx::distributed::Group& world,
+           const models::ModelConfig& config, weights::Source& source, mx::Device device) {
+  const auto training = start.training.get<Training>();
+  const bool gpu = device == mx::Device::gpu;
+  auto ranks = ranks_of(world, training.replicas, mx::float32);
+  const int sharers = ranks.stage.group.size();
+  const auto shard = parallel::shard_of(config.sizes, std::vector<double>(sharers, 1.0), world.rank() % sharers,
+                                        parallel::expert_split_of(sharers, config.divisible()));
+  Progress progress;
+  auto model = load(training, config, source, shard, [&](std::uint64_t bytes) {
+    progress.read_bytes += bytes;
+    channel.send({{"progress", progress}});
+  });
+  train::Trainer trainer(std::move(model), std::move(ranks),
+                         {.optimizer = {.name = training.optimizer,
+                                        .beta1 = training.beta1,
+                                        .beta2 = training.beta2,
+                                        .weight_decay = training.weight_decay},
+                          .clip = training.clip,
+                          .recompute = training.recompute});
+  channel.send({{"ready", Ready{.weight_bytes = progress.read_bytes,
+                                .resident_bytes = hardware::process_memory().resident_bytes,
+                                .device = gpu ? "gpu" : "cpu",
+                                .threads = kernels::threads()}}});
+  parallel::set_timeout(world, limits::train_collective);
+  TrainWork work(world, std::move(trainer));
+  while (true) {
+    json order = json::object();
+    if (world.rank() == 0) {
+      // With nothing to do, wait; but speak before the others' patience ends.
+      if (const auto message = channel.receive(limits::idle_step)) order = message->at("train");
+    }
+    order = json::from_cbor(parallel::broadcast(world, json::to_cbor(order), 0));
+    const json answer = work.carry_out(order);
+    if (world.rank() == 0 && !order.empty()) channel.send({{"trained", answer}});
+  }
+}
+
+}  // namespace tandem::cluster

@@ -1,0 +1,53 @@
+#include "train/full_model.h"
+
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include "models/loading.h"
+
+namespace tandem::train {
+namespace {
+
+namespace mx = mlx::core;
+
+// Whether each rank's gradient of a tensor that all hold is a part of the sum: where it stands between the
+// input that the ranks share and the sum of their results (a bias after that is whole).
+bool is_partial(const weights::ShardedWeights& weights, const std::string& name) {
+  if (weights.slice_of(name).axis >= 0) return false;
+  const bool inside = name.find(".self_attn.") != name.npos || name.find(".mlp.") != name.npos;
+  const std::string matrix = name.substr(0, name.rfind('.')) + ".weight";
+  const bool after_sum = name.ends_with(".bias") && weights.reduce_of(matrix) == parallel::Reduce::sum;
+  return inside && !after_sum;
+}
+
+}  // namespace
+
+FullModel::FullModel(models::ModelConfig config, weights::Source& source, parallel::Shard shard,
+                     parallel::Range layers, const weights::OnBytes& on_bytes)
+    : config_(std::move(config)),
+      shard_(std::move(shard)),
+      layers_(layers),
+      weights_(source, models::shard_rules(config_, source, layers), config_.formats, shard_, layers.begin,
+               layers.end, on_bytes) {
+  for (const auto& name : weights_.names()) {
+    mx::array value = mx::astype(models::dense(weights_.take_matrix(name)), mx::float32);
+    value.eval();
+    if (name.ends_with("e_score_correction_bias")) {
+      fixed_.emplace(name, std::move(value));
+      continue;
+    }
+    weights::Slice slice = weights_.slice_of(name);
+    slice.element = weights::Element::number;
+    parameters_.push_back({std::move(slice), std::move(value), is_partial(weights_, name)});
+  }
+  source.finish();
+}
+
+models::Decoder FullModel::model(const std::vector<mx::array>& values) {
+  auto bound = fixed_;
+  for (std::size_t i = 0; i < values.size(); ++i) bound.emplace(parameters_[i].slice.name, values[i]);
+  weights_.bind(std::move(bound));
+  return models::make_decoder(config_, shard_, weights_, layers_);
+}
+
+}  // namespace tandem::train

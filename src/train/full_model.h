@@ -1,0 +1,25 @@
+// Full training: every weight of the model, in float32.
+#pragma once
+
+#include "models/families.h"
+#include "train/trainable.h"
+
+namespace tandem::train {
+
+class FullModel : public Trainable {
+ public:
+  // Reads this rank's weights; quantised ones become dense. `source` outlives this.
+  FullModel(models::ModelConfig config, weights::Source& source, parallel::Shard shard,
+            parallel::Range layers, const weights::OnBytes& on_bytes);
+
+  models::Decoder model(const std::vector<mlx::core::array>& values) override;
+
+ private:
+  models::ModelConfig config_;
+  parallel::Shard shard_;
+  parallel::Range layers_;
+  weights::ShardedWeights weights_;
+  std::map<std::string, mlx::core::array> fixed_;  // V3's e_score_correction_bias, which has no gradient
+};
+
+}  // namespace tandem::train

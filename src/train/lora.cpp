@@ -1,0 +1,85 @@
+#include "train/lora.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <mlx/ops.h>
+#include <mlx/random.h>
+#include <mlx/transforms.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "base/error.h"
+#include "models/adapter.h"
+#include "models/visit.h"
+
+namespace tandem::train {
+namespace {
+
+namespace mx = mlx::core;
+
+// "model.layers.3.self_attn.q_proj" → "self_attn.q_proj".
+std::string key_of(const std::string& name) {
+  const std::string prefix = "model.layers.";
+  return name.substr(name.find('.', prefix.size()) + 1);
+}
+
+// FNV-1a: the noise of a matrix depends on the seed and its name.
+std::uint64_t seed_of(std::uint64_t seed, const std::string& name) {
+  std::uint64_t value = 14695981039346656037u ^ seed;
+  for (const char c : name) value = (value ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  return value;
+}
+
+}  // namespace
+
+LoraModel::LoraModel(models::Decoder base, const weights::ShardedWeights& weights, const LoraOptions& options)
+    : base_(std::move(base)), options_(options) {
+  std::set<std::string> there;
+  for (auto& layer : base_.layers)
+    models::for_each_linear(layer, [&](auto& linear) { there.insert(key_of(linear.name)); });
+  for (const auto& key : options_.keys) {
+    if (!there.contains(key))
+      throw InputError(fmt::format("there is no \"{}\" to adapt: a layer has {}", key, fmt::join(there, ", ")));
+  }
+  for_each_adapted(base_, [&](auto& linear) { add(linear, weights.slice_of(linear.name + ".weight")); });
+}
+
+void LoraModel::for_each_adapted(models::Decoder& model,
+                                 const std::function<void(models::ShardedLinear&)>& visit) const {
+  const int layers = static_cast<int>(model.layers.size());
+  const auto& keys = options_.keys;
+  for (int i = options_.layers < 1 ? 0 : std::max(0, layers - options_.layers); i < layers; ++i) {
+    models::for_each_linear(model.layers[i], [&](auto& linear) {
+      if (keys.empty() || std::find(keys.begin(), keys.end(), key_of(linear.name)) != keys.end())
+        visit(linear);
+    });
+  }
+}
+
+void LoraModel::add(const models::ShardedLinear& linear, const weights::Slice& slice) {
+  const auto slices = models::adapter_slices(linear, slice, options_.rank);
+  const int in = slices.down.shape[0], rank = options_.rank;
+  const float bound = 1 / std::sqrt(static_cast<float>(in));
+  const mx::array whole =
+      mx::random::uniform(-bound, bound, {in, rank}, mx::float32,
+                          mx::random::key(seed_of(options_.seed, slices.down.name)), mx::Device::cpu);
+  parameters_.push_back({slices.down, models::part_of(whole, slices.down), slices.down.axis < 0});
+  parameters_.push_back(
+      {slices.up, models::part_of(mx::zeros({rank, slices.up.shape[1]}, mx::float32), slices.up),
+       slices.up.axis < 0});
+}
+
+models::Decoder LoraModel::model(const std::vector<mx::array>& values) {
+  models::Decoder model = base_;
+  std::size_t next = 0;
+  for_each_adapted(model, [&](auto& linear) {
+    const mx::array &a = values[next], &b = values[next + 1];
+    linear.adapter = models::Adapter{{mx::transpose(a), {}, {}}, {mx::transpose(b), {}, {}}, options_.scale};
+    next += 2;
+  });
+  return model;
+}
+
+}  // namespace tandem::train

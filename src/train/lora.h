@@ -1,0 +1,41 @@
+// Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685), with names, shapes and scale as mlx-lm's adapters
+// have them: y = W x + scale · (x · lora_a) · lora_b, lora_a [in, rank], lora_b [rank, out].
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train/trainable.h"
+#include "weights/shard_table.h"
+
+namespace tandem::train {
+
+struct LoraOptions {
+  int rank = 8;
+  float scale = 20;
+  int layers = 16;                // the last so many; below 1: all
+  std::vector<std::string> keys;  // "self_attn.q_proj", …; empty: every linear product
+  std::uint64_t seed = 0;
+};
+
+class LoraModel : public Trainable {
+ public:
+  // `base` was made from `weights`. lora_a starts uniform in ±1/sqrt(in), the same on any split, lora_b at 0.
+  // InputError names a key that no layer has.
+  LoraModel(models::Decoder base, const weights::ShardedWeights& weights, const LoraOptions& options);
+
+  models::Decoder model(const std::vector<mlx::core::array>& values) override;
+
+ private:
+  // Calls visit with each linear product that has an adapter.
+  void for_each_adapted(models::Decoder& model, const std::function<void(models::ShardedLinear&)>& visit) const;
+  void add(const models::ShardedLinear& linear, const weights::Slice& slice);
+
+  models::Decoder base_;
+  LoraOptions options_;
+};
+
+}  // namespace tandem::train

@@ -1,0 +1,134 @@
+#include "train/loss.h"
+
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "models/visit.h"
+#include "parallel/collectives.h"
+
+namespace tandem::train {
+namespace {
+
+namespace mx = mlx::core;
+using models::Context;
+using models::Decoder;
+using models::DecoderLayer;
+
+constexpr int chunk_tokens = 512;
+
+// What a layer needs of the pass, kept for as long as gradients are taken.
+struct Going {
+  Going(const Decoder& model, std::vector<models::SequenceRows> rows, const Context& context)
+      : sequences(std::move(rows)),
+        pass{models::angles(model.rope, models::positions_of(sequences)), sequences,
+             model.config.rms_norm_eps},
+        context(context) {}
+  Going(const Going&) = delete;
+  Going& operator=(const Going&) = delete;
+
+  std::vector<models::SequenceRows> sequences;
+  models::Pass pass;  // refers to sequences
+  Context context;
+};
+
+// The layer, of which only the input is kept.
+mx::array recomputed(const DecoderLayer& layer, const mx::array& x, int index,
+                     const std::shared_ptr<const Going>& going) {
+  DecoderLayer copy = layer;
+  std::vector<mx::array> inputs{x};
+  models::for_each_array(copy, [&](mx::array& array) { inputs.push_back(array); });
+  const auto output = [layer, index, going](const std::vector<mx::array>& in) {
+    DecoderLayer own = layer;
+    std::size_t next = 1;
+    models::for_each_array(own, [&](mx::array& array) { array = in[next++]; });
+    return std::vector{models::layer_output(own, in.front(), going->pass, index, going->context)};
+  };
+  return mx::checkpoint(output)(inputs).front();
+}
+
+mx::array hidden_states(const Decoder& model, const mx::array& ids, const std::shared_ptr<const Going>& going,
+                        bool recompute) {
+  mx::array x = models::embed(model, ids, going->context);  // [T, hidden]
+  for (int i = 0; i < static_cast<int>(model.layers.size()); ++i) {
+    const DecoderLayer& layer = model.layers[i];
+    x = recompute ? recomputed(layer, x, i, going)
+                  : models::layer_output(layer, x, going->pass, i, going->context);
+  }
+  return kernels::rms_norm(x, *model.norm, model.config.rms_norm_eps);
+}
+
+// Of some tokens: hidden [n, hidden], targets [n] int32, counted [n] float32 0 or 1. The vocabulary is split.
+mx::array nll_of(const models::ShardedLinear& output, int first_id, const mx::array& hidden,
+                 const mx::array& targets, const mx::array& counted, const Context& context) {
+  const auto& group = context.group;
+  const mx::array input = parallel::summed_gradient(hidden, group);
+  const mx::array logits = mx::astype(models::products(input, {&output}).front(), mx::float32);
+  const mx::array local = mx::subtract(targets, mx::array(first_id));
+  const mx::array here = mx::logical_and(mx::greater_equal(local, mx::array(0)),
+                                         mx::less(local, mx::array(logits.shape(1))));
+  const mx::array largest =
+      mx::stop_gradient(parallel::max(mx::stop_gradient(mx::max(logits, 1, /*keepdims=*/true)), group));
+  const mx::array shifted = mx::subtract(logits, largest);
+  const mx::array sums = parallel::sum(mx::sum(mx::exp(shifted), 1), group);
+  const mx::array column = mx::expand_dims(mx::where(here, local, mx::array(0)), 1);
+  const mx::array own = mx::squeeze(mx::take_along_axis(shifted, column, 1), 1);
+  const mx::array chosen = parallel::sum(mx::where(here, own, mx::array(0.0F)), group);
+  return mx::sum(mx::multiply(counted, mx::subtract(mx::log(sums), chosen)));
+}
+
+// The same, computed anew for the gradient.
+mx::array recomputed_nll(const Decoder& model, const mx::array& hidden, const mx::array& targets,
+                         const mx::array& counted, const Context& context) {
+  const models::ShardedLinear output = *model.output;
+  const bool dense = output.weight.weight && !output.weight.affine && !output.weight.packed;
+  std::vector<mx::array> inputs{hidden};
+  if (dense) inputs.push_back(*output.weight.weight);
+  const auto nll = [=, first_id = model.first_id](const std::vector<mx::array>& in) {
+    models::ShardedLinear own = output;
+    if (dense) own.weight.weight = in[1];
+    return std::vector{nll_of(own, first_id, in[0], targets, counted, context)};
+  };
+  return mx::checkpoint(nll)(inputs).front();
+}
+
+}  // namespace
+
+int scored_tokens(const std::vector<Sequence>& sequences) {
+  int count = 0;
+  for (const auto& one : sequences)
+    count += std::max(0, static_cast<int>(one.ids.size()) - std::max(1, one.loss_from));
+  return count;
+}
+
+mx::array summed_nll(const Decoder& model, const std::vector<Sequence>& sequences, const Context& context,
+                     bool recompute) {
+  std::vector<int> ids, targets;
+  std::vector<float> counted;
+  std::vector<models::SequenceRows> rows;
+  for (const auto& one : sequences) {
+    const int inputs = static_cast<int>(one.ids.size()) - 1;
+    if (inputs < 1) continue;
+    rows.push_back({inputs, nullptr});
+    ids.insert(ids.end(), one.ids.begin(), one.ids.end() - 1);
+    targets.insert(targets.end(), one.ids.begin() + 1, one.ids.end());
+    for (int t = 1; t <= inputs; ++t) counted.push_back(t >= one.loss_from ? 1 : 0);
+  }
+  const int tokens = static_cast<int>(ids.size());
+  if (tokens == 0) return mx::array(0.0F);
+  const auto going = std::make_shared<const Going>(model, std::move(rows), context);
+  const mx::array hidden =
+      hidden_states(model, mx::array(ids.data(), {tokens}, mx::int32), going, recompute);  // [T, hidden]
+  mx::array sum(0.0F);
+  for (int first = 0; first < tokens; first += chunk_tokens) {
+    const int end = std::min(tokens, first + chunk_tokens), count = end - first;
+    sum = mx::add(sum, recomputed_nll(model, mx::slice(hidden, {first, 0}, {end, hidden.shape(1)}),
+                                      mx::array(targets.data() + first, {count}, mx::int32),
+                                      mx::array(counted.data() + first, {count}, mx::float32), context));
+  }
+  return sum;
+}
+
+}  // namespace tandem::train

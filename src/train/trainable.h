@@ -1,0 +1,37 @@
+// What is trained of a model, on one rank.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "models/decoder.h"
+#include "weights/source.h"
+
+namespace tandem::train {
+
+struct Parameter {
+  weights::Slice slice;     // its name in the file that it is saved to, and where this rank's part lies in it
+  mlx::core::array value;   // this rank's part, float32
+  // Every rank of the stage holds the whole and computes a part of the gradient: the gradient is their sum.
+  bool partial = false;
+};
+
+class Trainable {
+ public:
+  virtual ~Trainable() = default;
+
+  // The model with `values` in the places of parameters(), in their order.
+  virtual models::Decoder model(const std::vector<mlx::core::array>& values) = 0;
+
+  std::vector<Parameter>& parameters() { return parameters_; }
+  std::vector<mlx::core::array> values() const {
+    std::vector<mlx::core::array> all;
+    for (const auto& parameter : parameters_) all.push_back(parameter.value);
+    return all;
+  }
+
+ protected:
+  std::vector<Parameter> parameters_;
+};
+
+}  // namespace tandem::train

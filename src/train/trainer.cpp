@@ -1,0 +1,116 @@
+#include "train/trainer.h"
+
+#include <mlx/distributed/ops.h>
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "parallel/collectives.h"
+
+namespace tandem::train {
+namespace mx = mlx::core;
+
+Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const TrainerOptions& options)
+    : trainable_(std::move(trainable)),
+      ranks_(std::move(ranks)),
+      options_(options),
+      optimizer_(options.optimizer),
+      // A group takes one collective at a time: those of a shared model are on the default stream.
+      link_(ranks_.stage.group.size() == 1 ? mx::new_stream(mx::Device::cpu)
+                                           : mx::default_stream(mx::Device::cpu)) {}
+
+std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const {
+  std::vector<Sequence> found;
+  for (std::size_t i = static_cast<std::size_t>(ranks_.data.rank()); i < sequences.size();
+       i += static_cast<std::size_t>(ranks_.data.size()))
+    found.push_back(sequences[i]);
+  return found;
+}
+
+// The sums over the ranks that compute parts of them.
+std::vector<mx::array> Trainer::reduced(std::vector<mx::array> gradients) const {
+  const auto& parameters = trainable_->parameters();
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    if (parameters[i].partial) gradients[i] = parallel::sum(gradients[i], ranks_.stage.group);
+    if (ranks_.data.size() > 1) gradients[i] = mx::distributed::all_sum(gradients[i], ranks_.data, link_);
+  }
+  return gradients;
+}
+
+// Of the whole model: what all ranks of a stage hold counts once.
+double Trainer::norm_of(const std::vector<mx::array>& gradients) const {
+  const auto& parameters = trainable_->parameters();
+  const auto ranks = static_cast<float>(ranks_.stage.group.size());
+  mx::array sum(0.0F);
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const mx::array squares = mx::sum(mx::square(gradients[i]));
+    sum = mx::add(sum, parameters[i].slice.axis < 0 ? mx::divide(squares, mx::array(ranks)) : squares);
+  }
+  sum = parallel::sum(sum, ranks_.stage.group);
+  return std::sqrt(sum.item<float>());
+}
+
+StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate) {
+  StepResult result;
+  std::vector<int> wanted(trainable_->parameters().size());
+  std::iota(wanted.begin(), wanted.end(), 0);
+  std::vector<mx::array> gradients;
+  mx::array nll(0.0F);
+  for (const auto& batch : micro_batches) {
+    result.tokens += scored_tokens(batch);
+    const auto sequences = own(batch);
+    const auto loss = [&](const std::vector<mx::array>& values) {
+      return summed_nll(trainable_->model(values), sequences, ranks_.stage, options_.recompute);
+    };
+    const auto values = trainable_->values();
+    auto [sum, found] = mx::value_and_grad(loss, wanted)(values);
+    for (std::size_t i = 0; i < gradients.size(); ++i) found[i] = mx::add(gradients[i], found[i]);
+    const bool last = &batch == &micro_batches.back();
+    gradients = last ? reduced(std::move(found)) : std::move(found);
+    nll = mx::add(nll, sum);
+    // The last layers' come first, so that their sums over ranks are under way while the others are computed.
+    std::vector<mx::array> all(gradients.rbegin(), gradients.rend());
+    all.push_back(nll);
+    mx::eval(all);
+  }
+  result.sum_nll = parallel::sum(nll, ranks_.data).item<float>();
+  const double mean = 1.0 / std::max(1, result.tokens);
+  result.gradient_norm = norm_of(gradients) * mean;
+  result.skipped = !std::isfinite(result.gradient_norm) || !std::isfinite(result.sum_nll);
+  if (result.skipped || result.tokens == 0) return result;
+  const double clipped =
+      options_.clip > 0 && result.gradient_norm > options_.clip ? options_.clip / result.gradient_norm : 1;
+  for (auto& gradient : gradients)
+    gradient = mx::multiply(gradient, mx::array(static_cast<float>(mean * clipped)));
+  auto values = optimizer_.step(trainable_->values(), gradients, learning_rate);
+  auto& parameters = trainable_->parameters();
+  for (std::size_t i = 0; i < values.size(); ++i) parameters[i].value = std::move(values[i]);
+  return result;
+}
+
+StepResult Trainer::evaluate(const std::vector<Sequence>& sequences) {
+  StepResult result;
+  result.tokens = scored_tokens(sequences);
+  const mx::array nll =
+      summed_nll(trainable_->model(trainable_->values()), own(sequences), ranks_.stage, false);
+  result.sum_nll = parallel::sum(nll, ranks_.data).item<float>();
+  return result;
+}
+
+mx::array Trainer::whole(const weights::Slice& slice, const mx::array& part) const {
+  if (slice.axis < 0 || ranks_.stage.group.size() == 1) return part;
+  const auto axis = static_cast<std::size_t>(slice.axis);
+  std::vector<std::pair<int, int>> around(slice.shape.size(), {0, 0});
+  around[axis] = {slice.part.begin, slice.shape[axis] - slice.part.end};
+  return parallel::sum(mx::pad(part, around), ranks_.stage.group);
+}
+
+mx::array Trainer::from_first(const mx::array& value) const {
+  const bool first = ranks_.stage.group.rank() == 0 && ranks_.data.rank() == 0;
+  const mx::array own = first ? value : mx::zeros_like(value);
+  return parallel::sum(parallel::sum(own, ranks_.stage.group), ranks_.data);
+}
+
+}  // namespace tandem::train

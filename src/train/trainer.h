@@ -1,0 +1,61 @@
+// Steps of training on one rank, together with the other ranks'.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "train/loss.h"
+#include "train/optimizer.h"
+#include "train/trainable.h"
+
+namespace tandem::train {
+
+struct Ranks {
+  models::Context stage;  // the ranks that share the model's matrices
+  models::Group data;     // the ranks that hold the same part of the model, each with sequences of its own
+};
+
+struct TrainerOptions {
+  OptimizerOptions optimizer;
+  float clip = 0;          // the gradient's norm is at most this; 0: any
+  bool recompute = false;  // loss.h
+};
+
+struct StepResult {
+  double sum_nll = 0;  // over all tokens that count, of all ranks
+  int tokens = 0;
+  double gradient_norm = 0;  // of the mean over tokens, before clipping
+  bool skipped = false;      // loss or gradient was not finite: nothing has changed
+};
+
+class Trainer {
+ public:
+  Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const TrainerOptions& options);
+
+  // One step by the mean gradient over the tokens of all micro-batches, one of which is in memory at a time.
+  // Every rank is given all sequences, and takes its own of each micro-batch.
+  StepResult step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate);
+  // The same without a step.
+  StepResult evaluate(const std::vector<Sequence>& sequences);
+
+  std::vector<Parameter>& parameters() { return trainable_->parameters(); }
+  Optimizer& optimizer() { return optimizer_; }
+  // The whole of what has a parameter's slice, from all ranks' parts; every rank calls it.
+  mlx::core::array whole(const weights::Slice& slice, const mlx::core::array& part) const;
+  // What world rank 0 has, on every rank; the others give anything of its shape.
+  mlx::core::array from_first(const mlx::core::array& value) const;
+
+ private:
+  std::vector<Sequence> own(const std::vector<Sequence>& sequences) const;
+  std::vector<mlx::core::array> reduced(std::vector<mlx::core::array> gradients) const;
+  double norm_of(const std::vector<mlx::core::array>& gradients) const;
+
+  std::unique_ptr<Trainable> trainable_;
+  Ranks ranks_;
+  TrainerOptions options_;
+  Optimizer optimizer_;
+  mlx::core::Stream link_;  // of the sums over the ranks of `data`, which go on while the backward computes
+};
+
+}  // namespace tandem::train

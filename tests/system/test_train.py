@@ -1,0 +1,153 @@
+"""tandem train: gradients on every split against PyTorch's, LoRA by its file, and what goes wrong."""
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import DEMO_MODEL, PROGRAM, ROOT, TIMEOUT_S, run_tandem
+from safetensors_file import read_tensors
+
+GRADIENTS = json.loads((ROOT / "tests/golden/gradients.json").read_text())
+RATE = 1000  # of one step of plain descent, whose change is the gradient times this
+SPLITS = {"1 rank": ["--ranks", 1], "recomputed": ["--ranks", 1, "--grad-checkpoint"],
+          "tp 2": ["--ranks", 2], "dp 2": ["--ranks", 2, "--parallel", "dp"],
+          "dp 3": ["--ranks", 3, "--parallel", "dp"]}
+SGD = ["--optimizer", "sgd", "--beta1", 0, "--weight-decay", 0, "--learning-rate", RATE]
+
+
+def folder_of(name):
+    return DEMO_MODEL if name == "demo-model" else ROOT / "tests/golden" / name
+
+
+def write_data(folder, lines, name="train.jsonl"):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_are_pytorchs(name, split, tmp_path):
+    golden = GRADIENTS[name]
+    data = write_data(tmp_path / "data", [{"ids": ids} for ids in golden["texts"]])
+    done = run_tandem("train", folder_of(name), "--data", data, "--out", tmp_path / "out", "--method", "full", "--iters", 1,
+                      "--batch-size", 3, "--save-dtype", "float32", "--json", "--device", "cpu", *SGD, *SPLITS[split])
+    if b"without a copy" in done.stderr:
+        pytest.skip("key/value heads that do not divide")
+    assert done.returncode == 0, done.stderr.decode()
+    result = json.loads(done.stdout)
+    assert math.isclose(result["train_loss"], golden["loss"], rel_tol=1e-5)
+    before, after = read_tensors(folder_of(name)), read_tensors(tmp_path / "out")
+    compared = 0
+    for tensor, expected in golden["tensors"].items():
+        if tensor not in after:
+            continue  # transformers' stacks of experts
+        gradient = [(a - b) / RATE for a, b in zip(before[tensor], after[tensor], strict=True)]
+        norm = math.sqrt(sum(value * value for value in gradient))
+        assert math.isclose(norm, expected["norm"], rel_tol=1e-4, abs_tol=1e-9), tensor
+        for place, value in zip(expected["at"], expected["values"]):
+            assert abs(gradient[place] - value) <= 1e-4 * expected["norm"], (tensor, place)
+        compared += 1
+    assert compared >= 10
+
+
+def perplexity(model, ids, *more):
+    done = run_tandem("perplexity", model, "--ids-file", ids, "--device", "cpu", *more)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)["mean_nll"]
+
+
+QUESTIONS = [{"messages": [{"role": "user", "content": f"What is {a} + {b}?"},
+                           {"role": "assistant", "content": f"It is {a + b}, sir."}]} for a in range(11, 19) for b in (5, 7)]
+
+
+@pytest.mark.parametrize("split", ["1 rank", "tp 2", "dp 2"])
+def test_lora_learns_and_runs_on_any_split(split, tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    write_data(data, QUESTIONS[:4], "valid.jsonl")
+    out = tmp_path / "adapters"
+    done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--iters", 30, "--learning-rate", 1e-3, "--num-layers",
+                      -1, "--json", "--device", "cpu", "--mask-prompt", *SPLITS[split])
+    assert done.returncode == 0, done.stderr.decode()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
+    assert valid[-1] < valid[0] / 2, lines
+    answers = set()
+    for ranks in (1, 2, 3):
+        answer = run_tandem("run", DEMO_MODEL, "What is 12 + 5?", "--adapter", out, "--ranks", ranks, "--device", "cpu",
+                            "--temperature", 0)
+        assert answer.returncode == 0, answer.stderr.decode()
+        answers.add(answer.stdout.decode().strip())
+    assert len(answers) == 1 and "sir" in answers.pop()
+
+
+@pytest.mark.parametrize("line, why", [
+    ("{", "line 1"), ('{"txt": "a"}', "neither"), ('{"text": 3}', "no string"), ('{"messages": 1}', "no list"),
+    ('{"ids": [1, 99999]}', "vocabulary"), ("", "no text to train on")])
+def test_bad_data_is_named(line, why, tmp_path):
+    (tmp_path / "train.jsonl").write_text(line + "\n")
+    done = run_tandem("train", DEMO_MODEL, "--data", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 2 and why.encode() in done.stderr and b"train.jsonl" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_models_adapter_is_refused(tmp_path):
+    model = ROOT / "tests/golden/llama-plain"
+    data = write_data(tmp_path / "data", [{"ids": list(range(1, 30))}])
+    out = tmp_path / "out"
+    done = run_tandem("train", model, "--data", data, "--out", out, "--iters", 1, "--device", "cpu")
+    assert done.returncode == 0, done.stderr.decode()
+    done = run_tandem("perplexity", DEMO_MODEL, "--ids-file", write_ids(tmp_path), "--adapter", out, "--device", "cpu")
+    assert done.returncode == 2 and b"another model's adapter" in done.stderr, done.stderr
+    again = run_tandem("train", model, "--data", data, "--out", out, "--iters", 1, "--device", "cpu")
+    assert again.returncode == 2 and b"holds adapters.safetensors already" in again.stderr
+
+
+def write_ids(folder):
+    file = folder / "ids.txt"
+    file.write_text("5 6 7 8")
+    return file
+
+
+def train_some(data, out, *more, **kwargs):
+    return run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--learning-rate", 1e-3, "--num-layers", 2,
+                      "--save-every", 4, "--device", "cpu", *more, **kwargs)
+
+
+def test_stopped_and_resumed_equals_one_run(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    assert train_some(data, tmp_path / "whole", "--iters", 11, "--ranks", 2).returncode == 0
+    assert train_some(data, tmp_path / "parts", "--iters", 5, "--ranks", 2).returncode == 0
+    refused = train_some(data, tmp_path / "parts", "--iters", 11, "--ranks", 2)
+    assert refused.returncode == 2 and b"--resume" in refused.stderr
+    other = train_some(data, tmp_path / "parts", "--iters", 11, "--resume", "--seed", 3)
+    assert other.returncode == 2 and b"--seed" in other.stderr
+    assert train_some(data, tmp_path / "parts", "--iters", 11, "--ranks", 2, "--resume").returncode == 0
+    whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_killed_workers_cost_no_step(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    assert train_some(data, tmp_path / "whole", "--iters", 40, "--ranks", 2).returncode == 0
+    process = subprocess.Popen(
+        [PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", tmp_path / "killed", "--learning-rate", "1e-3",
+         "--num-layers", "2", "--save-every", "4", "--iters", "40", "--ranks", "2", "--steps-per-report", "1", "--device", "cpu"],
+        stderr=subprocess.PIPE, text=True)
+    kills = {7: 1, 22: 0}  # after which step's report a worker of this rank dies
+    for line in process.stderr:
+        found = re.match(r"step +(\d+) of", line)
+        if found and (rank := kills.pop(int(found[1]), None)) is not None:
+            os.kill(workers_of(process.pid)[rank], signal.SIGKILL)
+    assert process.wait(TIMEOUT_S) == 0 and not kills
+    whole, killed = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+
+
+def workers_of(pid):
+    """The workers' ids, in the order in which they were started."""
+    return sorted(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
