@@ -11,6 +11,7 @@
 #include "base/limits.h"
 #include "cli/answer.h"
 #include "cli/bench_figures.h"
+#include "cli/bench_train.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
@@ -30,6 +31,8 @@ struct BenchFlags {
   int batch = 1;
   int repeat = 5;
   bool json = false;
+  cluster::Training training{.method = ""};  // or lora, full
+  std::string parallel = "tp";
   ClusterFlags cluster;
 };
 
@@ -151,10 +154,24 @@ void check(const BenchFlags& flags) {
   }
 }
 
+// Steps of training in place of prefill and decode.
+void run_training(const BenchFlags& flags, const Subject& subject, const parallel::Plan& plan) {
+  auto training = flags.training;
+  training.replicas = flags.parallel == "dp" ? plan.world_size() : 1;
+  training.lora_layers = -1;
+  const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape, training);
+  const auto result =
+      bench_training(*conductor, {flags.batch, flags.prompt, flags.repeat, subject.config.sizes.vocabulary});
+  const std::string name = fmt::format("{}, {}, training {}, {} by {}", subject.name, subject.weights,
+                                       training.method, describe_size(plan), flags.parallel);
+  print_result(flags.json ? result.dump() + '\n' : describe_training(name, result));
+}
+
 void run(const BenchFlags& flags) {
   check(flags);
   const Subject subject = find_subject(flags);
   const auto plan = make_plan(flags.cluster, subject.config);
+  if (!flags.training.method.empty()) return run_training(flags, subject, plan);
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape);
   Bench bench(*conductor, subject.config, flags.batch);
   Phase warm_up;
@@ -197,6 +214,13 @@ void add_bench(CLI::App& program) {
   verb->add_option("--repeat", flags->repeat, "Times to measure, after a warm-up that does not count")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
+  verb->add_option("--train", flags->training.method,
+                   "In place of prefill and decode: steps of training on --batch texts of --prompt tokens")
+      ->check(CLI::IsMember({"lora", "full"}));
+  verb->add_option("--parallel", flags->parallel, "Of --train: ranks share each matrix (tp) or each batch (dp)")
+      ->check(CLI::IsMember({"tp", "dp"}))
+      ->capture_default_str();
+  verb->add_flag("--grad-checkpoint", flags->training.recompute, "Of --train: recompute activations");
   verb->add_flag("--json", flags->json, "One JSON object with every figure");
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags] { run(*flags); });

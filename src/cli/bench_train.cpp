@@ -1,0 +1,55 @@
+#include "cli/bench_train.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "cli/terminal.h"
+
+namespace tandem::cli {
+
+using nlohmann::json;
+
+json bench_training(cluster::Conductor& conductor, const BenchTraining& sizes) {
+  std::mt19937 random(1);
+  json batch = json::array();
+  for (int i = 0; i < sizes.batch; ++i) {
+    json sequence = json::array({1});  // the first token that counts
+    for (int t = 0; t <= sizes.tokens; ++t)
+      sequence.push_back(random() % static_cast<unsigned>(sizes.vocabulary));
+    batch.push_back(std::move(sequence));
+  }
+  const json order{{"step", {{"batches", json::array({std::move(batch)})}, {"learning_rate", 0.0}}}};
+  conductor.carry_out(order);
+  std::vector<double> seconds;
+  double link_s = 0;
+  std::uint64_t peak_bytes = 0;
+  for (int i = 0; i < sizes.repeat; ++i) {
+    const json done = conductor.carry_out(order);
+    seconds.push_back(done["seconds"]);
+    link_s += done["link_s"].get<double>();
+    peak_bytes = done["peak_bytes"];
+    fmt::print(stderr, "{}\n", dim(fmt::format("step {} of {}", i + 1, sizes.repeat)));
+  }
+  return {{"tokens", sizes.batch * sizes.tokens}, {"step_s", seconds}, {"link_s", link_s},
+          {"peak_bytes", peak_bytes}};
+}
+
+std::string describe_training(const std::string& name, const json& result) {
+  auto seconds = result["step_s"].get<std::vector<double>>();
+  std::sort(seconds.begin(), seconds.end());
+  const double tokens = result["tokens"], median = seconds[seconds.size() / 2];
+  double all_s = 0;
+  for (const double one : seconds) all_s += one;
+  return name + '\n' +
+         format_table({{"tokens", "step", "tokens/s", "least..most", "link", "peak"},
+                       {fmt::format("{:.0f}", tokens), fmt::format("{:.3f} s", median),
+                        fmt::format("{:.1f}", tokens / median),
+                        fmt::format("{:.1f}..{:.1f}", tokens / seconds.back(), tokens / seconds.front()),
+                        fmt::format("{:.1f} %", 100 * result["link_s"].get<double>() / all_s),
+                        format_bytes(result["peak_bytes"])}});
+}
+
+}  // namespace tandem::cli
