@@ -1,0 +1,82 @@
+#include "train/data.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <set>
+
+#include "base/error.h"
+
+namespace tandem::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<Sequence> numbered(int count) {
+  std::vector<Sequence> all;
+  for (int i = 0; i < count; ++i) all.push_back({std::vector<int>(static_cast<std::size_t>(3 + i), i), 1});
+  return all;
+}
+
+TEST(Batches, EachEpochHasEverySequenceOnceInAnotherOrder) {
+  Batches batches(numbered(11), 2, 7);
+  ASSERT_EQ(batches.in_an_epoch(), 6);
+  std::vector<std::vector<int>> orders;
+  for (int epoch = 0; epoch < 2; ++epoch) {
+    std::vector<int> order;
+    for (int i = 0; i < 6; ++i) {
+      for (const auto& one : batches.next()) order.push_back(one.ids.front());
+    }
+    EXPECT_EQ(std::set<int>(order.begin(), order.end()).size(), 11u);
+    orders.push_back(order);
+  }
+  EXPECT_NE(orders[0], orders[1]);
+}
+
+TEST(Batches, SkipsToWhereNextWouldBe) {
+  Batches read(numbered(11), 2, 7), skipped(numbered(11), 2, 7);
+  for (int i = 0; i < 8; ++i) read.next();
+  skipped.skip(8);
+  EXPECT_EQ(read.next().front().ids, skipped.next().front().ids);
+}
+
+class TextReaderTest : public testing::Test {
+ protected:
+  std::vector<Sequence> read(const std::string& text, TextOptions options) {
+    const fs::path file = fs::path(testing::TempDir()) / "train_data_test.jsonl";
+    std::ofstream(file) << text;
+    return TextReader(tokenizer_, chat_, 1024, std::move(options)).read(file);
+  }
+
+  const fs::path model_ = fs::path(TANDEM_SOURCE_DIR) / "assets/demo-model";
+  std::optional<text::Tokenizer> tokenizer_{std::in_place, model_};
+  std::optional<text::ChatTemplate> chat_ = text::ChatTemplate::load(model_);
+};
+
+TEST_F(TextReaderTest, MasksThePrompt) {
+  const std::string line = R"({"prompt": "What is 2 + 2?", "completion": "4"})";
+  const auto whole = read(line, {}), masked = read(line, {.mask_prompt = true});
+  EXPECT_EQ(whole.front().ids, masked.front().ids);
+  EXPECT_EQ(whole.front().loss_from, 1);
+  const auto& one = masked.front();
+  const std::vector<int> answer(one.ids.begin() + one.loss_from, one.ids.end());
+  EXPECT_EQ(tokenizer_->decode(answer, true), "4");
+}
+
+TEST_F(TextReaderTest, EndsATextAndCutsALongOne) {
+  const auto ended = read(R"({"text": "Once upon a time"})", {.end_ids = {1}});
+  EXPECT_EQ(ended.front().ids.back(), 1);
+  EXPECT_EQ(read(R"({"text": "Once upon a time"})", {.longest = 3}).front().ids.size(), 3u);
+}
+
+TEST_F(TextReaderTest, NamesTheLine) {
+  try {
+    read("{\"ids\": [1, 2]}\n\n{\"ids\": [1, 1024]}\n", {});
+    FAIL();
+  } catch (const InputError& error) {
+    EXPECT_NE(std::string(error.what()).find("line 3: id 1024"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace tandem::train
