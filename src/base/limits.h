@@ -89,6 +89,7 @@ inline constexpr std::uint64_t memory_margin_bytes = 256u << 20;
 // Requests.
 inline constexpr int prefill_chunk_tokens = 512;
 inline constexpr int stage_chunk_tokens = 128;  // the same of pipeline stages, which small chunks fill sooner
+inline constexpr int stage_chunks = 8;          // of a long prompt there, at least
 inline constexpr int score_chunk_tokens = 128;  // every row of it has logits
 inline constexpr std::size_t batch_sequences = 32;  // that a step computes at once
 inline constexpr std::size_t queued_requests = 256;

@@ -25,7 +25,7 @@ struct Pool {
     return std::max(limits::memory_margin_bytes,
                     static_cast<std::uint64_t>(limits::memory_margin_share * static_cast<double>(total)));
   }
-  // For the cache, and the scores that a chunk holds.
+  // For the cache, and what a chunk holds for each position that it sees.
   std::uint64_t room() const { return free - std::min(free, buffers + margin()); }
 };
 
@@ -60,12 +60,12 @@ struct Fit {
 Fit fit(const Pool& pool, std::int64_t model_context) {
   if (pool.total == 0) return {INT32_MAX / block * block, model_context};  // the system does not tell
   const std::uint64_t blocks = pool.room() / pool.block;
-  // A request's own scores leave less for the cache.
+  // What a request's own chunks hold leaves less for the cache.
   const std::uint64_t alone = pool.room() / (pool.block + block * pool.position);
   const auto context = std::min(model_context, static_cast<std::int64_t>(alone) * block);
-  const std::uint64_t scores = context * pool.position;
-  return {scores == 0 ? static_cast<std::int64_t>(blocks) * block
-                      : static_cast<std::int64_t>((pool.room() - scores) / pool.block) * block,
+  const std::uint64_t held = context * pool.position;
+  return {held == 0 ? static_cast<std::int64_t>(blocks) * block
+                    : static_cast<std::int64_t>((pool.room() - held) / pool.block) * block,
           context};
 }
 

@@ -330,7 +330,8 @@ void serve(ControlChannel& channel) {
          {.vocabulary = config.sizes.vocabulary,
           .context = serve.context,
           .stages = stages,
-          .cache_tokens = serve.cache_tokens});
+          .cache_tokens = serve.cache_tokens,
+          .expanded_from = models::expanded_from(config)});
   } else {
     follow(work);
   }

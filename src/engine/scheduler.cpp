@@ -127,6 +127,23 @@ int Scheduler::answers_of_a_step() const {
   return (static_cast<int>(answers) + limits_.stages - 1) / limits_.stages;
 }
 
+// By the whole prompt's length, so that a row's bits do not depend on how the prompt was cut; never an
+// answer's.
+bool Scheduler::is_expanded(const Sequence& sequence) const {
+  return !sequence.answers() && sequence.prompt_tokens >= limits_.expanded_from;
+}
+
+// Stages are filled soonest by small chunks; but in the expanded form each chunk makes all keys and values
+// that it sees anew, so a long prompt is cut into no more than what fills them well.
+int Scheduler::prompt_tokens_of_a_step() const {
+  if (limits_.stages == 1) return limits::prefill_chunk_tokens;
+  const auto end = queue_.begin() + static_cast<std::ptrdiff_t>(running());
+  const auto first = std::find_if(queue_.begin(), end, [](const Sequence& s) { return !s.answers(); });
+  if (first == end || !is_expanded(*first)) return limits::stage_chunk_tokens;
+  return std::clamp(first->prompt_tokens / limits::stage_chunks, limits::stage_chunk_tokens,
+                    limits::prefill_chunk_tokens);
+}
+
 std::int64_t Scheduler::Sequence::most_cached() const {
   const auto* generate = std::get_if<GenerateRequest>(&request);
   const std::int64_t tokens = std::int64_t{prompt_tokens} + (generate ? generate->max_tokens : 0);
@@ -147,8 +164,8 @@ std::size_t Scheduler::running() const {
 StepPlan Scheduler::next(double now_s) {
   StepPlan plan;
   plan.released_slots = std::exchange(released_, {});
-  int prompt_tokens = limits_.stages > 1 ? limits::stage_chunk_tokens : limits::prefill_chunk_tokens;
-  int scored_tokens = limits::score_chunk_tokens, answers = answers_of_a_step();
+  int prompt_tokens = prompt_tokens_of_a_step(), scored_tokens = limits::score_chunk_tokens,
+      answers = answers_of_a_step();
   const std::size_t count = running();
   for (std::size_t i = 0; i < count; ++i) {
     Sequence& sequence = queue_[i];
@@ -161,7 +178,8 @@ StepPlan Scheduler::next(double now_s) {
     room -= tokens;
     if (sequence.started_s < 0) sequence.started_s = now_s;
     const auto first = sequence.ids.begin() + sequence.planned;
-    plan.sequences.push_back({sequence.slot, {first, first + tokens}, wanted_rows(sequence, tokens)});
+    plan.sequences.push_back(
+        {sequence.slot, {first, first + tokens}, wanted_rows(sequence, tokens), is_expanded(sequence)});
     sequence.planned += tokens;
   }
   return plan;

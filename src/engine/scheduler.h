@@ -1,6 +1,7 @@
 // Rank 0's decisions: which request computes what in the next step. Pure: no clock, no model, no pipe.
 #pragma once
 
+#include <climits>
 #include <cstdint>
 #include <deque>
 #include <optional>
@@ -19,6 +20,8 @@ struct ServingLimits {
   int stages = 1;   // of the pipeline: so many steps are to be under way at a time
   // Of all requests that run at once, each rounded up to whole blocks of the cache. No less than `context`.
   std::int64_t cache_tokens = INT64_MAX;
+  // Prompts of at least so many tokens take latent attention's expanded form (models/attention.h).
+  int expanded_from = INT_MAX;
 };
 
 class Scheduler {
@@ -59,6 +62,8 @@ class Scheduler {
   void check(const Request& request) const;
   std::size_t running() const;
   int answers_of_a_step() const;
+  int prompt_tokens_of_a_step() const;
+  bool is_expanded(const Sequence& sequence) const;
   std::vector<int> wanted_rows(const Sequence& sequence, int tokens) const;
   std::vector<Event> finish_step(Sequence& sequence, const SequenceStep& step, std::span<float> rows,
                                  double now_s);

@@ -27,6 +27,11 @@ class WordReader {
     if (at_ == words_.size()) throw ClusterError("a step plan is cut short");
     return words_[at_++];
   }
+  bool flag() {
+    const int word = next();
+    if (word != 0 && word != 1) throw ClusterError("a step plan has a flag that is neither 0 nor 1");
+    return word == 1;
+  }
   bool at_end() const { return at_ == words_.size(); }
   std::vector<int> list() {
     const int size = next();
@@ -71,6 +76,7 @@ std::vector<std::uint8_t> encode(const StepPlan& plan) {
     words.push_back(sequence.slot);
     put(words, sequence.tokens);
     put(words, sequence.rows);
+    words.push_back(sequence.expanded ? 1 : 0);
   }
   std::vector<std::uint8_t> bytes(words.size() * sizeof(std::int32_t));
   std::memcpy(bytes.data(), words.data(), bytes.size());
@@ -91,6 +97,7 @@ StepPlan decode(std::span<const std::uint8_t> bytes) {
     sequence.slot = reader.next();
     sequence.tokens = reader.list();
     sequence.rows = reader.list();
+    sequence.expanded = reader.flag();
     check(sequence);
     plan.sequences.push_back(std::move(sequence));
   }
@@ -107,7 +114,7 @@ void StepRunner::start(const StepPlan& plan) {
                       .first->second;
     for (const int row : sequence.rows) wanted.push_back(static_cast<int>(ids.size()) + row);
     ids.insert(ids.end(), sequence.tokens.begin(), sequence.tokens.end());
-    sequences.push_back({static_cast<int>(sequence.tokens.size()), &cache});
+    sequences.push_back({static_cast<int>(sequence.tokens.size()), &cache, sequence.expanded});
   }
   ++started_;
   if (samples()) {

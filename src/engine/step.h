@@ -20,6 +20,7 @@ struct SequenceStep {
   int slot = 0;             // which cache; a new slot starts empty
   std::vector<int> tokens;  // never empty
   std::vector<int> rows;    // of these tokens, whose logits are wanted; ascending
+  bool expanded = false;    // their form in latent attention (models/attention.h: expanded_from)
 };
 
 // The same on every rank. Empty: nothing to do, a sign of life.

@@ -32,10 +32,14 @@ StepMemory step_memory(const models::Decoder& model, mx::Dtype activations,
                        kernels::KeyValueFormat cache_format) {
   const bool gpu = mx::default_device() == mx::Device::gpu;
   StepMemory memory;
-  std::uint64_t plain = 0;  // of the block of the largest layer
+  const bool expands = models::expanded_from(model.config) <= model.config.context;
+  models::ExpansionBytes expansion;  // all layers' alike
+  std::uint64_t plain = 0;           // of the block of the largest layer
   for (const auto& layer : model.layers) {
     const auto shape =
         std::visit([](const auto& attention) { return held_shape(attention); }, layer.attention);
+    if (const auto* latent = std::get_if<models::LatentAttention>(&layer.attention); latent && expands)
+      expansion = expansion_bytes(*latent, activations);
     if (!gpu) {
       memory.block += kernels::KeyValuePanels(shape, cache_format).block_bytes();
       continue;
@@ -57,6 +61,8 @@ StepMemory step_memory(const models::Decoder& model, mx::Dtype activations,
   constexpr std::uint64_t copies = 4;  // of logits: parts, gathered, float32, the vector
   const auto vocabulary = static_cast<std::uint64_t>(model.config.sizes.vocabulary);
   memory.buffers = float_bytes * (rows * row_numbers(model.config) + copies * logit_rows * vocabulary);
+  memory.buffers += expansion.buffers;
+  memory.position += expansion.position;
   return memory;
 }
 

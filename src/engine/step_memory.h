@@ -15,8 +15,9 @@ struct StepMemory {
   std::uint64_t block = 0;
   // Of what the largest step holds at once: activations and logits. Estimated, from above.
   std::uint64_t buffers = 0;
-  // Of the scores of a prompt's chunk, for each position that it sees: only where no kernel of MLX attends
-  // without holding them, latent attention on a GPU.
+  // Of what a prompt's chunk holds for each position that it sees, in latent attention alone: what the
+  // expanded form makes of latents, and on a GPU the scores, for no kernel of MLX attends without holding
+  // them.
   std::uint64_t position = 0;
 };
 

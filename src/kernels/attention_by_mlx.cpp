@@ -3,6 +3,8 @@
 #include <mlx/fast.h>
 #include <mlx/ops.h>
 
+#include "kernels/pointwise.h"
+
 namespace tandem::kernels {
 namespace {
 
@@ -73,16 +75,54 @@ mx::array window_mask(int start, int tokens, int window, mx::Stream s) {
                          mx::greater(columns, mx::subtract(rows, mx::array(window), s), s), s);
 }
 
+// Latents [1, 1, T, latent] by the matrices of every head, [H, latent, n] or turned over: [1, H, T, n].
+mx::array by_every_head(const mx::array& latents, const Experts& up, bool turned, mx::Stream s) {
+  const mx::array weight = up.affine ? *dequantised(up, s).weight : *up.weight;
+  return mx::matmul(mx::astype(latents, weight.dtype(), s), turned ? mx::swapaxes(weight, 1, 2, s) : weight,
+                    s);
+}
+
+struct HeadRows {
+  mx::array keys, values;  // [1, H, T, D]
+};
+
+// Latents with rotated keys [1, 1, T, latent + rope] become the keys and values of every head.
+HeadRows expand(const mx::array& held, const HeadExpansion& up, mx::Stream s) {
+  const int latent = up.key_up.out(), positions = held.shape(2), width = held.shape(3);
+  const mx::array latents = mx::slice(held, {0, 0, 0, 0}, {1, 1, positions, latent}, s);
+  const mx::array nope = by_every_head(latents, up.key_up, false, s);
+  const mx::array rope = mx::broadcast_to(mx::slice(held, {0, 0, 0, latent}, {1, 1, positions, width}, s),
+                                          {1, up.key_up.count(), positions, width - latent}, s);
+  return {mx::concatenate({nope, mx::astype(rope, nope.dtype(), s)}, 3, s),
+          by_every_head(latents, up.value_up, true, s)};
+}
+
+// What an expansion computes, in the absorbed form: packed weights have no gradient by themselves, and those
+// of a CPU multiply from one side alone.
+mx::array absorbed(const mx::array& q, const mx::array& k, AttentionHeads heads,
+                   const std::vector<AttentionRows>& sequences, mx::Stream s) {
+  const HeadExpansion up = *std::exchange(heads.expansion, std::nullopt);
+  const int latent = up.key_up.out(), nope = up.key_up.in(), rope = k.shape(1) - latent;
+  heads.value_dim = latent;
+  const mx::array queries = join_heads(linear_by_head(head_part(q, nope + rope, 0, nope, s), up.key_up, s),
+                                       latent, head_part(q, nope + rope, nope, nope + rope, s), rope, s);
+  return linear_by_head(attention_by_mlx(queries, k, k, heads, sequences, s), up.value_up, s);
+}
+
 }  // namespace
 
 mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::array& v,
                            const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
                            mx::Stream s) {
+  const auto& up = heads.expansion;
+  if (up && !up->key_up.packed.empty()) return absorbed(q, k, heads, sequences, s);
   const int query_heads = static_cast<int>(heads.kv_of_query.size());
   std::vector<mx::array> results;
   int first = 0;
-  const bool in_keys = heads.value_dim > 0;
-  const int width = query_heads * (in_keys ? heads.value_dim : v.shape(1) / heads.kv_heads);
+  const bool in_keys = up || heads.value_dim > 0;
+  const int value_dim = up                    ? up->value_up.out()
+                        : heads.value_dim > 0 ? heads.value_dim
+                                              : v.shape(1) / heads.kv_heads;
   for (const auto& sequence : sequences) {
     const int end = first + sequence.tokens, start = sequence.held ? sequence.held->length : 0;
     mx::array keys = to_heads(k, first, end, heads.kv_heads, s),
@@ -92,8 +132,13 @@ mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::arr
       if (!in_keys) values = append(sequence.held->values, sequence.held->format, start, values, s);
       sequence.held->length += sequence.tokens;
     }
-    if (in_keys)
-      values = mx::slice(keys, {0, 0, 0, 0}, {1, keys.shape(1), keys.shape(2), heads.value_dim}, s);
+    if (up) {
+      auto made = expand(keys, *up, s);
+      keys = made.keys;
+      values = made.values;
+    } else if (in_keys) {
+      values = mx::slice(keys, {0, 0, 0, 0}, {1, keys.shape(1), keys.shape(2), value_dim}, s);
+    }
     if (!is_even(heads)) {
       const mx::array index(heads.kv_of_query.begin(), {query_heads});
       keys = mx::take(keys, index, 1, s);
@@ -105,7 +150,7 @@ mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::arr
     const mx::array y = mx::fast::scaled_dot_product_attention(
         to_heads(q, first, end, query_heads, s), keys, values, heads.scale,
         slides ? "array" : (sequence.tokens > 1 ? "causal" : ""), mask, std::nullopt, false, s);
-    results.push_back(to_rows(y, width, s));
+    results.push_back(to_rows(y, query_heads * value_dim, s));
     first = end;
   }
   return results.size() == 1 ? results.front() : mx::concatenate(results, 0, s);

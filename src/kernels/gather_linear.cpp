@@ -157,14 +157,6 @@ mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::
                         ids, true, a.group, a.bits, "affine", std::nullopt, false, s);
 }
 
-Experts dequantised(const Experts& e, mx::Stream s) {
-  const Affine& a = *e.affine;
-  Experts dense;
-  dense.weight =
-      mx::dequantize(*e.weight, a.scales, a.biases, a.group, a.bits, "affine", std::nullopt, std::nullopt, s);
-  return dense;
-}
-
 // x [T, in] or [T, k, in]. Where an expert has several rows they are brought side by side, so that caches
 // serve them.
 mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
@@ -296,6 +288,14 @@ Experts experts_of(const std::vector<Matrix>& packed) {
   Experts experts;
   for (const auto& matrix : packed) experts.packed.push_back(matrix.packed);
   return experts;
+}
+
+Experts dequantised(const Experts& e, mx::Stream s) {
+  const Affine& a = *e.affine;
+  Experts dense;
+  dense.weight =
+      mx::dequantize(*e.weight, a.scales, a.biases, a.group, a.bits, "affine", std::nullopt, std::nullopt, s);
+  return dense;
 }
 
 mx::array gather_linear(const mx::array& x, const Experts& experts, const mx::array& ids,

@@ -29,6 +29,9 @@ Experts pack(const Experts& experts);
 // Of matrices that are packed already.
 Experts experts_of(const std::vector<Matrix>& packed);
 
+// Quantised ones as a dense array in the dtype of their scales.
+Experts dequantised(const Experts& experts, mlx::core::Stream s);
+
 // x [T, in], of which each of the k experts of a row reads that row, or [T, k, in], a row for each; ids [T,
 // k] int32 → [T, k, out]. On a CPU stream: x and the result are float32, rows are taken expert by expert, and
 // only the chosen experts' weights are read. A result's bits are those that linear() gives for the row and

@@ -91,18 +91,26 @@ void multiply_panels(const Operand& operand, const std::byte* prepared, std::int
                    end);
     return;
   }
-  std::vector<std::byte> panel(panel_bytes(shape));
-  for (std::int64_t p = first; p < end; ++p) {
+  for (std::int64_t p = first; p < end; ++p)
+    multiply_panel(operand, prepared, rows, y + p * panel_outputs, shape.out, p);
+}
+
+void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
+                    std::int64_t stride, std::int64_t index) {
+  std::vector<std::byte> made;
+  const std::byte* panel = operand.packed ? operand.packed->panel(index) : nullptr;
+  if (!operand.packed || operand.unpacks) {
+    made.resize(panel_bytes(operand.shape));
+    panel = made.data();
     if (operand.unpacks) {
-      unpack_panel(*operand.packed, p, reinterpret_cast<float*>(panel.data()));
+      unpack_panel(*operand.packed, index, reinterpret_cast<float*>(made.data()));
     } else {
-      pack_panel(operand.dense, shape, p, panel.data());
+      pack_panel(operand.dense, operand.shape, index, made.data());
     }
-    PanelShape one = shape;
-    one.out = std::min<std::int64_t>(panel_outputs, shape.out - p * panel_outputs);
-    loops.multiply({one, panel.data(), panel_bytes(one), prepared, y + p * panel_outputs, shape.out, rows}, 0,
-                   1);
   }
+  PanelShape one = operand.shape;
+  one.out = std::min<std::int64_t>(panel_outputs, one.out - index * panel_outputs);
+  current_loops().multiply({one, panel, panel_bytes(one), prepared, y, stride, rows}, 0, 1);
 }
 
 void multiply(const Operand& operand, PreparedRows& x, float* y) {

@@ -60,6 +60,9 @@ void multiply(const Operand& operand, PreparedRows& x, float* y);
 // operand asks.
 void multiply_panels(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
                      std::int64_t first, std::int64_t end);
+// Of one panel: row r's outputs, 32 or what is left, at y[r * stride].
+void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
+                    std::int64_t stride, std::int64_t index);
 
 // y [rows, in] = x [rows, out] · matrix: the gradient by what was multiplied with it.
 void multiply_transposed(const PackedMatrix& matrix, const float* x, std::int64_t rows, float* y);

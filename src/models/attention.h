@@ -1,6 +1,7 @@
 // The two kinds of attention that families have, each this rank's heads.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -48,6 +49,27 @@ struct LatentAttention {
 // cache.
 mlx::core::array attend(const GroupedAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
 mlx::core::array attend(const LatentAttention& w, const mlx::core::array& x, const Pass& pass, int layer);
+
+// How many tokens a prompt must have for its rows to take latent attention's expanded form, in which each
+// head has keys and values of its own, rather than the absorbed one; INT_MAX: none does. It must depend on
+// nothing but the prompt, for the two forms differ in rounding.
+//
+// Products of one head, for a chunk of n rows that see p positions, with a latent of L numbers, keys of N + R
+// and values of V:
+//   absorbed  n p (2 L + R)                     scores [n, L + R] · [L + R, p], sums [n, p] · [p, L]
+//   expanded  p L (N + V) + n p (N + R + V)     keys and values [p, L] · [L, N + V], anew for each chunk
+// so that chunks of more than L (N + V) / (2 L - N - V) rows are cheaper expanded: 170 for L = 512, N = V =
+// 128, which DeepSeek's models have; of a chunk of 512 it costs 0.53. A prompt that is longer goes in chunks
+// that are larger, but for its last and what its neighbours leave of a step.
+int expanded_from(const ModelConfig& config);
+
+// What it takes besides what the absorbed form does.
+struct ExpansionBytes {
+  std::uint64_t buffers = 0;
+  std::uint64_t position = 0;  // for each position that a prompt's chunk sees
+};
+// On MLX's default device, with activations of that type.
+ExpansionBytes expansion_bytes(const LatentAttention& w, mlx::core::Dtype activations);
 
 // What a rank's cache holds of a position, and how many heads read it.
 kernels::KeyValueShape held_shape(const GroupedAttention& w);

@@ -31,6 +31,7 @@ class KvCache {
 struct SequenceRows {
   int tokens = 0;
   KvCache* cache = nullptr;
+  bool expanded = false;  // the form that they take in latent attention (attention.h: expanded_from)
 };
 
 }  // namespace tandem::models

@@ -509,6 +509,30 @@ TEST(SchedulerTest, LikelihoodsAreThoseOfADirectSum) {
   }
 }
 
+// All rows of a prompt that is long enough, whatever is asked of it, and no row of an answer.
+TEST(SchedulerTest, LongPromptsAreExpandedFromTheirFirstRowToTheirLast) {
+  Harness harness({.vocabulary = vocabulary, .context = context, .expanded_from = 100});
+  const std::map<int, int> prompts{{0, 99}, {1, 100}, {2, 1300}, {3, 99}, {4, 300}};  // by slot
+  for (const auto& [slot, size] : prompts) {
+    const auto ids = some_ids(size);
+    if (slot < 3) {
+      harness.submit(greedy(slot, ids, 4));
+    } else {
+      harness.submit(ScoreRequest{static_cast<std::uint64_t>(slot), ids, true});
+    }
+  }
+  std::map<int, int> held;
+  while (!harness.scheduler.idle()) {
+    harness.step();
+    for (const auto& step : harness.plan.sequences) {
+      const int prompt = prompts.at(step.slot);
+      EXPECT_EQ(step.expanded, prompt >= 100 && held[step.slot] < prompt) << step.slot;
+      held[step.slot] += static_cast<int>(step.tokens.size());
+    }
+  }
+  EXPECT_EQ(held.size(), prompts.size());
+}
+
 TEST(SchedulerTest, ScoresThatAreNoNumbersAreAnError) {
   for (const bool nll : {false, true}) {
     for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
@@ -596,6 +620,18 @@ TEST(SchedulerTest, APromptsChunksFillTheStages) {
     EXPECT_EQ(pipeline.under_way.size(), under_way);
     EXPECT_EQ(pipeline.under_way.back().first.sequences.front().tokens.size(),
               static_cast<std::size_t>(limits::stage_chunk_tokens));
+  }
+}
+
+// Larger chunks where each of them makes anew what it sees, but enough to fill the stages.
+TEST(SchedulerTest, StagesGetLargerChunksOfLongExpandedPrompts) {
+  for (const auto& [tokens, chunk] : std::vector<std::pair<int, int>>{
+           {99, 99}, {400, limits::stage_chunk_tokens}, {1600, 200}, {1999, 249}}) {
+    Scheduler scheduler({.vocabulary = vocabulary, .context = context, .stages = 2, .expanded_from = 100});
+    scheduler.submit(greedy(1, some_ids(tokens), 1), 0);
+    const auto plan = scheduler.next(0);
+    EXPECT_EQ(plan.sequences.front().tokens.size(), static_cast<std::size_t>(chunk));
+    EXPECT_EQ(plan.sequences.front().expanded, tokens >= 100);
   }
 }
 

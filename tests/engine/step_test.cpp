@@ -26,7 +26,7 @@ std::vector<std::uint8_t> bytes_of(const Words& words) {
 
 bool same(const StepPlan& a, const StepPlan& b) {
   const auto equal = [](const SequenceStep& x, const SequenceStep& y) {
-    return x.slot == y.slot && x.tokens == y.tokens && x.rows == y.rows;
+    return x.slot == y.slot && x.tokens == y.tokens && x.rows == y.rows && x.expanded == y.expanded;
   };
   return a.released_slots == b.released_slots &&
          std::equal(a.sequences.begin(), a.sequences.end(), b.sequences.begin(), b.sequences.end(), equal);
@@ -39,7 +39,7 @@ const std::vector<StepPlan>& plans() {
       {{}, {{0, {5}, {0}}}},
       {{}, {{7, {1, 2, 3}, {}}}},
       {{1, 2, INT_MAX}, {{4, {0, INT_MAX, 9}, {0, 2}}, {5, {8}, {0}}, {6, {1, 1}, {1}}}},
-      {{}, {{0, std::vector<int>(512, 77), {511}}}},
+      {{}, {{0, std::vector<int>(512, 77), {511}, true}}},
   };
   return table;
 }
@@ -66,17 +66,18 @@ TEST(StepPlanTest, WhatIsNoPlanIsAClusterError) {
       {"released: more than there are", {2, 1}},
       {"released: two thousand million", {INT_MAX, 1, 2}},
       {"released: a negative number", {-1, 0}},
-      {"sequences: more than there are", {0, 2, 4, 1, 9, 0}},
+      {"sequences: more than there are", {0, 2, 4, 1, 9, 0, 0}},
       {"sequences: two thousand million", {0, INT_MAX}},
       {"sequences: a negative number", {0, -1}},
-      {"tokens: two thousand million", {0, 1, 4, INT_MAX, 9, 0}},
-      {"tokens: a negative number", {0, 1, 4, INT_MIN, 0}},
-      {"tokens: none", {0, 1, 4, 0, 0}},
+      {"tokens: two thousand million", {0, 1, 4, INT_MAX, 9, 0, 0}},
+      {"tokens: a negative number", {0, 1, 4, INT_MIN, 0, 0}},
+      {"tokens: none", {0, 1, 4, 0, 0, 0}},
       {"rows: more than there are", {0, 1, 4, 1, 9, 2, 0}},
-      {"rows: past the tokens", {0, 1, 4, 1, 9, 1, 1}},
-      {"rows: negative", {0, 1, 4, 1, 9, 1, -1}},
-      {"rows: twice the same", {0, 1, 4, 2, 9, 9, 2, 0, 0}},
-      {"rows: descending", {0, 1, 4, 2, 9, 9, 2, 1, 0}},
+      {"rows: past the tokens", {0, 1, 4, 1, 9, 1, 1, 0}},
+      {"rows: negative", {0, 1, 4, 1, 9, 1, -1, 0}},
+      {"rows: twice the same", {0, 1, 4, 2, 9, 9, 2, 0, 0, 0}},
+      {"rows: descending", {0, 1, 4, 2, 9, 9, 2, 1, 0, 0}},
+      {"form: neither of the two", {0, 1, 4, 1, 9, 0, 2}},
       {"words after the end", {0, 0, 0}},
   };
   for (const auto& row : table) EXPECT_THROW(decode(bytes_of(row.words)), ClusterError) << row.name;
@@ -115,10 +116,13 @@ TEST(StepPlanTest, RandomBytesNeverGiveNonsense) {
   }
 }
 
-// All of the demo model, or what one stage has of it.
-class DemoModel {
+// All of a model of this repository, or what one stage has of it.
+class LocalModel {
  public:
-  DemoModel() { mlx::core::set_default_device(mlx::core::Device::cpu); }
+  explicit LocalModel(const char* folder = "assets/demo-model")
+      : folder_(std::filesystem::path(TANDEM_SOURCE_DIR) / folder) {
+    mlx::core::set_default_device(mlx::core::Device::cpu);
+  }
 
   models::Decoder decoder(parallel::Range layers) {
     const auto shard = parallel::shard_of(config.sizes, {1}, 0);
@@ -129,7 +133,7 @@ class DemoModel {
   StepRunner runner() { return {decoder({0, config.layers}), {parallel::single_rank_group()}}; }
 
  private:
-  std::filesystem::path folder_ = std::filesystem::path(TANDEM_SOURCE_DIR) / "assets/demo-model";
+  std::filesystem::path folder_;
 
  public:
   models::ModelConfig config = models::load_config(folder_);
@@ -145,7 +149,7 @@ std::vector<float> run(StepRunner& runner, const StepPlan& plan) {
 
 class StepRunnerTest : public testing::Test {
  protected:
-  static StepRunner demo_runner() { return DemoModel().runner(); }
+  static StepRunner demo_runner() { return LocalModel().runner(); }
 
   // Products sum in an order that does not depend on the rows with them, so that steps differ in attention
   // alone: sums of 32 and of the row's positions, 6 layers, logits up to 20.
@@ -190,6 +194,40 @@ TEST_F(StepRunnerTest, AReleasedSlotIsFreedAndStartsEmpty) {
   EXPECT_EQ(run(runner, {{0, 17}, {{0, {5, 6}, {1}}}}), first);  // dropped first; 17 was never there
 }
 
+// Of DeepSeek's latent attention: a prompt's rows in one form beside an answer's in the other have the bits
+// that they have alone, however the prompt is cut.
+TEST_F(StepRunnerTest, TwoFormsOfAttentionShareAStep) {
+  LocalModel model("tests/golden/deepseek-v3-yarn");
+  StepRunner runner = model.runner();
+  std::vector<int> prompt;
+  for (int i = 0; i < 60; ++i) prompt.push_back((i * 37 + i * i) % 160);
+  const std::vector<int> other{9, 8, 7}, all{0, 1, 2};
+  const auto part = [&](int first, int end) {
+    return std::vector<int>(prompt.begin() + first, prompt.begin() + end);
+  };
+  const auto expanded = run(runner, {{}, {{0, prompt, {59}, true}}});
+  const auto absorbed = run(runner, {{}, {{1, prompt, {59}}}});
+  const auto alone = run(runner, {{}, {{2, other, all}}});
+  for (std::size_t i = 0; i < expanded.size(); ++i)
+    ASSERT_NEAR(expanded[i], absorbed[i], 1.3e-4) << i;  // tests/cluster/golden_test.cpp
+  EXPECT_NE(expanded, absorbed);
+
+  run(runner, {{}, {{3, part(0, 7), {}, true}, {4, {9}, {}}, {5, part(0, 40), {}, true}}});
+  auto mixed =
+      run(runner, {{}, {{4, {8, 7}, {0, 1}}, {3, part(7, 60), {52}, true}, {5, part(40, 60), {19}, true}}});
+  const auto next = [&](std::size_t rows) {
+    const std::vector<float> taken(mixed.begin(), mixed.begin() + static_cast<std::ptrdiff_t>(rows * 160));
+    mixed.erase(mixed.begin(), mixed.begin() + static_cast<std::ptrdiff_t>(rows * 160));
+    return taken;
+  };
+  EXPECT_EQ(next(2), std::vector<float>(alone.begin() + 160, alone.end()));
+  EXPECT_EQ(next(1), expanded);
+  EXPECT_EQ(mixed, expanded);
+  // An answer continues either alike.
+  const auto answer = run(runner, {{}, {{0, {5}, {0}}}});
+  EXPECT_EQ(run(runner, {{}, {{3, {5}, {0}}}}), answer);
+}
+
 // Steps of three sequences, with and without wanted rows, and one that only drops a cache.
 std::vector<StepPlan> mixed_plans() {
   const auto ids = [](int size, int seed) {
@@ -208,7 +246,7 @@ std::vector<StepPlan> mixed_plans() {
 }
 
 TEST_F(StepRunnerTest, StagesGiveTheBitsOfAllLayersWithAnyNumberOfStepsUnderWay) {
-  DemoModel model;
+  LocalModel model;
   const auto plans = mixed_plans();
   std::vector<std::vector<float>> expected;
   StepRunner whole = model.runner();
@@ -240,7 +278,7 @@ TEST_F(StepRunnerTest, StagesGiveTheBitsOfAllLayersWithAnyNumberOfStepsUnderWay)
 // More than sockets hold on their way: the first stage has to take logits off the last, which could not read
 // on otherwise.
 TEST_F(StepRunnerTest, LogitsAreTakenInWhileRowsGoOut) {
-  DemoModel model;
+  LocalModel model;
   const parallel::Plan plan = {{{0, 3, {{}}}, {3, 6, {{}}}}};
   std::vector<int> rows(256);
   for (int i = 0; i < 256; ++i) rows[i] = i;
