@@ -17,8 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
+from links import inside, iperf3_both_ways, missing_for_links, shaped_links
 from report import ROOT, row, write
 
 PROGRAM = ROOT / "build/release/bench/bench_collectives"
@@ -89,53 +89,10 @@ def openmpi(cores, sizes, library):
     return run_pair([command], [{"MLX_MPI_LIBNAME": library}])
 
 
-@contextlib.contextmanager
-def shaped_links(rates_mbit):
-    """Two network namespaces joined by a veth pair of each rate, both ways: their names and lists of addresses."""
-    names = [f"tandem-bench-{os.getpid()}-{i}" for i in (0, 1)]
-    addresses = [[f"10.231.{7 + link}.{1 + i}" for link in range(len(rates_mbit))] for i in (0, 1)]
-    ip = lambda *words: subprocess.run(["ip", *words], check=True, capture_output=True)
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        for link, rate in enumerate(rates_mbit):
-            device = f"veth{link}"
-            ip("link", "add", device, "netns", names[0], "type", "veth", "peer", "name", device, "netns", names[1])
-            for name, own in zip(names, addresses):
-                ip("-n", name, "addr", "add", f"{own[link]}/24", "dev", device)
-                ip("-n", name, "link", "set", device, "up")
-                subprocess.run(["ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate",
-                                f"{rate}mbit", "burst", "256kb", "latency", "50ms"], check=True, capture_output=True)
-        yield names, addresses
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-
-def iperf3_both_ways(names, addresses):
-    """Mbit/s one way over all links at once, while as much flows the other way."""
-    inside = [["ip", "netns", "exec", name] for name in names]
-    servers = [subprocess.Popen([*inside[0], "iperf3", "-s", "-1", "-B", address], stdout=subprocess.DEVNULL)
-               for address in addresses[0]]
-    clients = []
-    time.sleep(0.5)
-    try:
-        for address in addresses[0]:
-            clients.append(subprocess.Popen([*inside[1], "iperf3", "-c", address, "--bidir", "-t", "5", "-J"], text=True,
-                                            stdout=subprocess.PIPE))
-        ends = [json.loads(client.communicate(timeout=TIMEOUT_S)[0])["end"] for client in clients]
-    finally:
-        for process in servers + clients:
-            process.kill()
-            process.wait()
-    return sum(end[way]["bits_per_second"] for end in ends for way in ("sum_received", "sum_received_bidir_reverse")) / 2e6
-
-
 def link_rows(args, command, label, rates_mbit, bar):
     size, ours, theirs = 64 << 20, [], []
     with shaped_links(rates_mbit) as (names, addresses):
-        prefixes = [["ip", "netns", "exec", name] for name in names]
+        prefixes = [inside(name) for name in names]
         for _ in range(args.link_rounds):
             theirs.append(iperf3_both_ways(names, addresses))
             # Two ranks: each sends all of its elements once.
@@ -147,9 +104,8 @@ def link_rows(args, command, label, rates_mbit, bar):
 
 
 def all_link_rows(args, command):
-    missing = [tool for tool in ("ip", "tc", "iperf3") if not shutil.which(tool)]
-    if missing or os.geteuid() != 0:
-        print(f"the shaped links are left out: {', '.join(missing) or 'root'} is needed", file=sys.stderr)
+    if missing := missing_for_links():
+        print(f"the shaped links are left out: {missing} is needed", file=sys.stderr)
         return []
     return [one for shape in LINKS for one in link_rows(args, command, *shape)]
 

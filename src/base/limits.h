@@ -55,6 +55,10 @@ inline constexpr int splits_of_a_group = 16;
 inline constexpr std::size_t broadcast_bytes = 64u << 20;
 inline constexpr milliseconds idle_step{5'000};  // an idle rank 0 sends an empty step this often
 
+// Weights from another rank.
+inline constexpr std::chrono::hours kept_slices{4};  // a rank's silence while it reads those that it kept
+inline constexpr milliseconds progress_every{100};   // a loading rank's word on how far it is
+
 // Files.
 inline constexpr std::size_t small_file_bytes = 64u << 20;
 inline constexpr std::size_t safetensors_header_bytes = 100u << 20;

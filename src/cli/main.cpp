@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "cli/environment.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "cluster/worker.h"
@@ -67,7 +68,8 @@ int run_program(int argc, char** argv) {
 int main(int argc, char** argv) {
   open_standard_descriptors();
   // The conductor's side of `ssh host tandem worker`; not a verb for users.
-  if (argc == 2 && std::string_view(argv[1]) == "worker") return tandem::cluster::worker_main();
+  if (argc == 2 && std::string_view(argv[1]) == "worker")
+    return tandem::cluster::worker_main(tandem::cli::cache_folder());
   ::signal(SIGPIPE, SIG_IGN);
   std::setlocale(LC_CTYPE, "");
   try {

@@ -1,8 +1,6 @@
 #include "cli/progress_bar.h"
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include <cstdio>
 
@@ -23,11 +21,6 @@ constexpr std::size_t bar_cells = 20;
 double fraction(const BytesDone& done) {
   if (done.total_bytes == 0) return 1;
   return static_cast<double>(done.there_bytes) / static_cast<double>(done.total_bytes);
-}
-
-std::size_t terminal_columns() {
-  struct winsize size {};
-  return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
 std::string bar(double done) {
@@ -68,21 +61,24 @@ std::string progress_line(const BytesDone& done, double bytes_per_s) {
                      format_time_left(left, bytes_per_s), done.parts);
 }
 
+std::string bar_line(const BytesDone& done, double bytes_per_s, std::size_t columns) {
+  const auto line = progress_line(done, bytes_per_s);
+  const bool has_room = columns > line.size() + bar_cells + 2;
+  // A line that wraps could not be drawn over.
+  return (has_room ? bar(fraction(done)) + " " : "") + line.substr(0, columns - 1);
+}
+
 void ProgressBar::show(const BytesDone& done) {
   const auto now = std::chrono::steady_clock::now();
   speed_.add(now, done.moved_bytes);
   const bool terminal = stderr_is_terminal();
   if (now - shown_ < (terminal ? redraw_every : line_every)) return;
   shown_ = now;
-  const auto line = progress_line(done, speed_.bytes_per_s());
   if (!terminal) {
-    fmt::print(stderr, "  {}\n", line);
+    fmt::print(stderr, "  {}\n", progress_line(done, speed_.bytes_per_s()));
     return;
   }
-  // A line that wraps could not be drawn over.
-  const auto columns = terminal_columns();
-  const bool has_room = columns > line.size() + bar_cells + 2;
-  fmt::print(stderr, "\r\033[K{}{}", has_room ? bar(fraction(done)) + " " : "", line.substr(0, columns - 1));
+  fmt::print(stderr, "\r\033[K{}", bar_line(done, speed_.bytes_per_s(), stderr_size().columns));
   std::fflush(stderr);
   on_screen_ = true;
 }

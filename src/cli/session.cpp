@@ -9,6 +9,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "cli/environment.h"
+#include "cli/loading_display.h"
 #include "cli/pin.h"
 #include "cli/terminal.h"
 #include "models/families.h"
@@ -84,6 +85,9 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
           "memory on GPU, 17/64 on CPU")
       ->check(CLI::IsMember({8, 16}))
       ->capture_default_str();
+  verb.add_flag("--cache-shards", flags.cache_shards,
+                "A machine that lacks the model keeps the weights that another one sends it, in "
+                "~/.cache/tandem/shards, and reads them there next time");
   verb.add_option("--threads", flags.threads,
                   "Threads of each worker [its machine's physical cores, shared by the ranks there]")
       ->check(CLI::Range(1, limits::cores));
@@ -169,6 +173,7 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
   cluster::ConductorOptions options{.model = folder.string(),
                                     .shape = shape,
                                     .plan = plan,
+                                    .cache_shards = flags.cache_shards,
                                     .device = flags.device,
                                     .backend = flags.backend,
                                     .wire = flags.wire,
@@ -183,16 +188,18 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
                                     .program = own_program(),
                                     .remote_program = flags.remote_program,
                                     .verbosity = flags.verbose ? 1 : 0};
-  LoadingBar bar;
+  std::vector<std::string> hosts;
+  for (int rank = 0; rank < plan.world_size(); ++rank) hosts.push_back(plan.rank(rank).host);
+  LoadingDisplay display(std::move(hosts));
   try {
-    auto conductor =
-        std::make_unique<cluster::Conductor>(std::move(options), [&](const auto& ranks) { bar.show(ranks); });
-    bar.clear();
+    auto conductor = std::make_unique<cluster::Conductor>(std::move(options),
+                                                          [&](const auto& ranks) { display.show(ranks); });
+    display.finish();
     // Not by fmt::print, which throws where stderr is closed.
     if (!training) std::fputs((dim(describe(conductor->capacity())) + "\n").c_str(), stderr);
     return conductor;
   } catch (...) {
-    bar.clear();
+    display.clear();
     throw;
   }
 }
@@ -207,6 +214,8 @@ nlohmann::json ranks_json(const cluster::Conductor& conductor) {
                     {"device", rank.ready->device},
                     {"threads", rank.ready->threads},
                     {"weight_bytes", rank.ready->weight_bytes},
+                    {"received_bytes", rank.ready->received_bytes},
+                    {"load_s", rank.ready->load_s},
                     {"replicated_bytes", rank.ready->replicated_bytes},
                     {"step_bytes", rank.ready->step_bytes},
                     {"cache_bytes", rank.status.cache_bytes},

@@ -25,6 +25,7 @@ struct ClusterFlags {
   std::string activations = "auto";
   cluster::ContextWish context;
   int kv_bits = 16;
+  bool cache_shards = false;
   int threads = 0;  // 0: the workers decide
   std::vector<std::string> pin;
   std::string plan;  // tp, pp or a file; empty: tp
@@ -50,8 +51,8 @@ std::string describe_size(const parallel::Plan& plan);
 // The plan as a table: which rank holds what.
 std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config);
 
-// Starts the workers and loads the model, with a progress bar; with `shape`, a config.json, random weights of
-// it in place of the folder's; with `training`, to train.
+// Starts the workers and loads the model, showing how far each rank is; with `shape`, a config.json, random
+// weights of it in place of the folder's; with `training`, to train.
 std::unique_ptr<cluster::Conductor> start(const std::filesystem::path& folder, const parallel::Plan& plan,
                                           const ClusterFlags& flags, const nlohmann::json& shape = {},
                                           const std::optional<cluster::Training>& training = {});

@@ -1,6 +1,7 @@
 #include "cli/terminal.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,6 +29,13 @@ std::size_t width(const std::string& text) {
 
 bool stdin_is_terminal() { return ::isatty(STDIN_FILENO) != 0; }
 bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+TerminalSize stderr_size() {
+  struct winsize size {};
+  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0) return {};
+  return {size.ws_col > 0 ? size.ws_col : TerminalSize{}.columns,
+          size.ws_row > 0 ? size.ws_row : TerminalSize{}.rows};
+}
 
 OutputError::OutputError(int error)
     : std::runtime_error(fmt::format("cannot write the result: {}", std::strerror(error))),
@@ -65,33 +73,6 @@ std::string format_table(const std::vector<std::vector<std::string>>& rows) {
     table += line + '\n';
   }
   return table;
-}
-
-void LoadingBar::show(const std::vector<cluster::Progress>& ranks) {
-  if (!stderr_is_terminal()) return;
-  std::uint64_t read = 0, total = 0;
-  for (const auto& rank : ranks) {
-    read += rank.read_bytes;
-    total += rank.total_bytes;
-  }
-  if (total == 0) return;
-  constexpr std::size_t cells = 30;
-  const auto filled =
-      static_cast<std::size_t>(static_cast<double>(read) / static_cast<double>(total) * cells);
-  std::string bar;
-  for (std::size_t i = 0; i < cells; ++i) bar += i < filled ? "█" : "░";
-  fmt::print(stderr, "\r\033[Kloading {} {:3.0f} %  {} of {} on {} rank{}", bar,
-             100.0 * static_cast<double>(read) / static_cast<double>(total), format_bytes(read),
-             format_bytes(total), ranks.size(), ranks.size() == 1 ? "" : "s");
-  std::fflush(stderr);
-  shown_ = true;
-}
-
-void LoadingBar::clear() {
-  if (!shown_) return;
-  fmt::print(stderr, "\r\033[K");
-  std::fflush(stderr);
-  shown_ = false;
 }
 
 }  // namespace tandem::cli

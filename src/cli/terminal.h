@@ -1,18 +1,22 @@
-// What the user sees: units, tables, a progress bar. Results go to stdout, all else to stderr.
+// What the user sees: units and tables. Results go to stdout, all else to stderr.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "cluster/protocol.h"
-
 namespace tandem::cli {
 
 bool stdin_is_terminal();
 bool stderr_is_terminal();
+
+struct TerminalSize {
+  std::size_t columns = 80, rows = 24;
+};
+TerminalSize stderr_size();
 
 // stdout cannot take a result. `broken_pipe`: whoever read it has gone, as after `| head`.
 class OutputError : public std::runtime_error {
@@ -35,15 +39,5 @@ std::string bold(const std::string& text);
 
 // Rows of cells as aligned columns; the first row is the head.
 std::string format_table(const std::vector<std::vector<std::string>>& rows);
-
-// One line on stderr while weights load; nothing where stderr is no terminal.
-class LoadingBar {
- public:
-  void show(const std::vector<cluster::Progress>& ranks);
-  void clear();
-
- private:
-  bool shown_ = false;
-};
 
 }  // namespace tandem::cli

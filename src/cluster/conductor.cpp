@@ -261,6 +261,7 @@ std::vector<Start> starts(const ConductorOptions& options) {
                     .plan = to_json(options.plan),
                     .model = options.model,
                     .shape = options.shape,
+                    .cache_shards = options.cache_shards,
                     .device = options.device,
                     .backend = options.backend,
                     .fp8 = options.fp8,

@@ -21,6 +21,7 @@ struct ConductorOptions {
   std::string model;     // a folder, the same on every machine
   nlohmann::json shape;  // a config.json to make random weights for in place of `model`; null: none
   parallel::Plan plan;
+  bool cache_shards = false;  // slices from another rank are kept on the disk of each that lacks the files
   std::string device = "auto";
   std::string backend = "auto";
   std::string wire = "float32";

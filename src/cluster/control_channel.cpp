@@ -22,6 +22,7 @@ ControlChannel::ControlChannel() : inbox_(limits::worker_inbox) {
 }
 
 void ControlChannel::send(const json& object) const {
+  const std::lock_guard lock(sending_);
   if (!write_all(output_, to_json_line(object))) ::_exit(0);
 }
 

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -39,6 +40,7 @@ class ControlChannel {
   void read_lines();
 
   int output_;
+  mutable std::mutex sending_;  // slices may come in another thread, which tells of them
   BoundedQueue<nlohmann::json> inbox_;
 };
 

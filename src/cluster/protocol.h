@@ -17,7 +17,7 @@
 
 namespace tandem::cluster {
 
-inline constexpr int protocol_version = 3;
+inline constexpr int protocol_version = 4;
 
 // How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
 // whole model.
@@ -42,6 +42,7 @@ struct Start {
   nlohmann::json plan;
   std::string model;                 // a folder on the worker's machine
   nlohmann::json shape;              // a config.json to make random weights for in place of `model`, or null
+  bool cache_shards = false;         // slices from another rank are kept on the worker's machine
   std::string device;                // auto, cpu or gpu
   std::string backend = "auto";      // parallel/mlx_backends.h
   std::string fp8 = "bfloat16";      // or float32, 8bit: weights/formats.h, Fp8As
@@ -85,6 +86,8 @@ struct Ready {
   std::uint64_t resident_bytes = 0;
   std::string device;
   int threads = 1;
+  std::uint64_t received_bytes = 0;  // of the weights, from another rank
+  double load_s = 0;                 // from the first slice to the last
 };
 
 // What is free once every rank's part is in memory, and what the cache takes of it, bytes (engine/
@@ -125,13 +128,14 @@ struct Failed {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, lora_rank, lora_scale, lora_layers, lora_keys,
                                    seed, optimizer, beta1, beta2, weight_decay, clip, recompute)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, device, backend, fp8, wire,
-                                   activations, kv_bits, adapter, training, threads, ranks_on_host, cores, loopback, verbosity)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, cache_shards, device, backend,
+                                   fp8, wire, activations, kv_bits, adapter, training, threads, ranks_on_host,
+                                   cores, loopback, verbosity)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Listening, host, pid, addresses, port, backends)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Join, ranks, secret)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Progress, read_bytes, total_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Ready, weight_bytes, replicated_bytes, step_bytes, resident_bytes, device,
-                                   threads)
+                                   threads, received_bytes, load_s)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Room, memory, free_bytes, total_bytes, block_bytes, buffer_bytes,
                                    position_bytes, model_context)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Serve, context, cache_tokens)

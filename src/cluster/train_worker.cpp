@@ -117,7 +117,8 @@ std::unique_ptr<train::Trainable> load(const Training& training, const models::M
 }  // namespace
 
 void train(ControlChannel& channel, const Start& start, const mx::distributed::Group& world,
-           const models::ModelConfig& config, weights::Source& source, mx::Device device) {
+           Model& model, mx::Device device) {
+  const auto& config = model.config;
   const auto training = start.training.get<Training>();
   const bool gpu = device == mx::Device::gpu;
   auto ranks = ranks_of(world, training.replicas, mx::float32);
@@ -125,11 +126,12 @@ void train(ControlChannel& channel, const Start& start, const mx::distributed::G
   const auto shard = parallel::shard_of(config.sizes, std::vector<double>(sharers, 1.0), world.rank() % sharers,
                                         parallel::expert_split_of(sharers, config.divisible()));
   Progress progress;
-  auto model = load(training, config, source, shard, [&](std::uint64_t bytes) {
+  auto trainable = load(training, config, *model.source, shard, [&](std::uint64_t bytes) {
     progress.read_bytes += bytes;
     channel.send({{"progress", progress}});
   });
-  train::Trainer trainer(std::move(model), std::move(ranks),
+  if (model.giving) model.giving->wait();
+  train::Trainer trainer(std::move(trainable), std::move(ranks),
                          {.optimizer = {.name = training.optimizer,
                                         .beta1 = training.beta1,
                                         .beta2 = training.beta2,

@@ -5,9 +5,8 @@
 #include <mlx/distributed/distributed.h>
 
 #include "cluster/control_channel.h"
+#include "cluster/loading.h"
 #include "cluster/protocol.h"
-#include "models/config.h"
-#include "weights/source.h"
 
 namespace tandem::cluster {
 
@@ -18,6 +17,6 @@ namespace tandem::cluster {
 //   {"save": {"file", "dtype"}} → {"file"}: rank 0 writes all parameters
 //   {"keep": {"file"}}, {"restore": {"file"}} → {"file"}: rank 0 writes or reads what the next step depends on
 void train(ControlChannel& channel, const Start& start, const mlx::core::distributed::Group& world,
-           const models::ModelConfig& config, weights::Source& source, mlx::core::Device device);
+           Model& model, mlx::core::Device device);
 
 }  // namespace tandem::cluster

@@ -8,13 +8,13 @@
 #include <algorithm>
 #include <deque>
 #include <filesystem>
-#include <memory>
 #include <thread>
 
 #include "base/error.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "cluster/control_channel.h"
+#include "cluster/loading.h"
 #include "cluster/protocol.h"
 #include "cluster/room.h"
 #include "cluster/train_worker.h"
@@ -25,15 +25,10 @@
 #include "kernels/cuda_kernel.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
-#include "models/adapter.h"
-#include "models/families.h"
 #include "parallel/broadcast.h"
 #include "parallel/messages.h"
 #include "parallel/mlx_backends.h"
 #include "parallel/tcp_group.h"
-#include "weights/checkpoint.h"
-#include "weights/random_source.h"
-#include "weights/remote_source.h"
 
 namespace tandem::cluster {
 namespace {
@@ -99,100 +94,6 @@ mx::distributed::Group stage_group(const parallel::Plan& plan, const parallel::P
   if (place.stages == 1) return world;
   const bool shared = plan.world_size() > place.stages;
   return shared ? world.split(place.stage) : parallel::single_rank_group();
-}
-
-struct Model {
-  models::ModelConfig config;
-  std::unique_ptr<weights::Source> source;
-};
-
-Model random_model(const json& shape) {
-  auto config = models::parse_config(shape);
-  const mx::Dtype dtype = shape.value("torch_dtype", "") == "bfloat16" ? mx::bfloat16 : mx::float16;
-  const int bits = config.formats.all ? config.formats.all->bits : 0;
-  return {std::move(config), std::make_unique<weights::RandomSource>(dtype, bits)};
-}
-
-// From this machine's files, after their slices have gone to the ranks that lack them; or from another rank.
-Model open_model(const Start& start, const World& world) {
-  if (!start.shape.is_null()) return random_model(start.shape);
-  const auto [giver, takers] = weights::supply_of(world.group, weights::is_checkpoint(start.model));
-  if (giver < 0) {
-    // A folder with all but the weights is a damaged model: let it say so.
-    if (std::filesystem::exists(std::filesystem::path(start.model) / "config.json")) {
-      const weights::Checkpoint damaged(start.model);
-    }
-    throw InputError(fmt::format(
-        "no rank's machine has the model's files in {}: give this machine a rank (host \"local\"), "
-        "or put the folder on one of the others",
-        start.model));
-  }
-  if (!takers.empty() && !world.tcp) {
-    throw InputError(
-        fmt::format("rank {}'s machine lacks the model's files in {}: put them there, or have them sent by "
-                    "--backend tcp",
-                    takers.front(), start.model));
-  }
-  if (std::find(takers.begin(), takers.end(), start.rank) != takers.end()) {
-    auto source = std::make_unique<weights::RemoteSource>(world.group, giver);
-    auto config = models::parse_config(source->config());
-    return {std::move(config), std::move(source)};
-  }
-  auto config = models::load_config(start.model);
-  auto checkpoint = std::make_unique<weights::Checkpoint>(start.model);
-  // Before its own part, during which the others would wait without a word.
-  if (start.rank == giver && !takers.empty()) weights::give_slices(world.group, *checkpoint, takers);
-  return {std::move(config), std::move(checkpoint)};
-}
-
-// InputError where the weights cannot fit into this machine at all.
-void check_room(std::uint64_t weight_bytes) {
-  constexpr double gigabyte = 1e9;
-  const std::uint64_t memory = hardware::machine_memory_bytes();
-  if (memory == 0 || weight_bytes <= memory) return;
-  throw InputError(
-      fmt::format("this rank's weights take {:.1f} GB, but its machine has {:.1f} GB of memory: give it a "
-                  "smaller share, or take more machines",
-                  static_cast<double>(weight_bytes) / gigabyte, static_cast<double>(memory) / gigabyte));
-}
-
-engine::StepRunner load(ControlChannel& channel, const Start& start, const models::ModelConfig& config,
-                        weights::Source& source, const parallel::Plan& plan,
-                        const mx::distributed::Group& world, const mx::distributed::Group& group,
-                        mx::Device device) {
-  const parallel::Place place = plan.place(start.rank);
-  const parallel::Stage& stage = plan.stages[place.stage];
-  const parallel::Range layers{stage.first_layer, stage.end_layer};
-  std::vector<double> shares;
-  for (const auto& rank : stage.ranks) shares.push_back(rank.share);
-  const auto shard =
-      parallel::shard_of(config.sizes, shares, place.rank,
-                         parallel::expert_split_of(static_cast<int>(stage.ranks.size()), config.divisible()));
-
-  Progress progress;
-  const weights::ShardedWeights weights(source, models::shard_rules(config, source, layers), config.formats,
-                                        shard, layers.begin, layers.end, [&](std::uint64_t bytes) {
-                                          progress.read_bytes += bytes;
-                                          channel.send({{"progress", progress}});
-                                        });
-  progress.total_bytes = weights.bytes();
-  if (device == mx::Device::cpu) check_room(weights.bytes());
-  auto model = models::make_decoder(config, shard, weights, layers);
-  source.finish();
-  if (!start.adapter.empty()) models::load_adapter(model, weights, start.adapter);
-  const bool gpu = device == mx::Device::gpu;
-  const mx::Dtype activations = gpu ? model.layers.front().attention_norm.dtype() : mx::float32;
-  channel.send({{"ready", Ready{.weight_bytes = weights.bytes(),
-                                .replicated_bytes = weights.replicated_bytes(),
-                                .step_bytes = models::step_bytes(model),
-                                .resident_bytes = hardware::process_memory().resident_bytes,
-                                .device = gpu ? "gpu" : "cpu",
-                                .threads = kernels::threads()}}});
-  return {std::move(model),
-          {group, activations},
-          world,
-          place,
-          start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain};
 }
 
 // The rank's model at work, and what it tells the conductor of it.
@@ -294,7 +195,7 @@ void use_cores(const Start& start) {
   kernels::set_threads(start.threads > 0 ? start.threads : std::max(1, cores));
 }
 
-void serve(ControlChannel& channel) {
+void serve(ControlChannel& channel, const std::filesystem::path& cache) {
   const Start start = channel.expect<Start>("start");
   if (start.version != protocol_version) {
     throw InputError(
@@ -313,14 +214,28 @@ void serve(ControlChannel& channel) {
   const World world = join_group(channel, start, plan);
   const auto& group = world.group;
   const auto stage = stage_group(plan, plan.place(start.rank), group);  // before messages are under way
-  auto [config, source] = open_model(start, world);
+  Model model = open_model(start, group, world.tcp, cache / "shards");
+  auto& config = model.config;
   parallel::validate(plan, config.divisible());
   config.formats.fp8_as = start.fp8 == "float32" ? weights::Fp8As::float32
                           : start.fp8 == "8bit"  ? weights::Fp8As::quantised
                                                  : weights::Fp8As::bfloat16;
-  if (!start.training.is_null()) return train(channel, start, group, config, *source, device);
+  if (!start.training.is_null()) return train(channel, start, group, model, device);
+  auto [decoder, ready] = load_part(start, model, plan, device, [&](const Progress& progress) {
+    channel.send({{"progress", progress}});
+  });
+  model.source.reset();
+  const mx::Dtype activations =
+      device == mx::Device::gpu ? decoder.layers.front().attention_norm.dtype() : mx::float32;
   const int stages = static_cast<int>(plan.stages.size());
-  Work work(channel, load(channel, start, config, *source, plan, group, stage, device), group, stages > 1);
+  Work work(channel,
+            {std::move(decoder),
+             {stage, activations},
+             group,
+             plan.place(start.rank),
+             start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain},
+            group, stages > 1);
+  channel.send({{"ready", ready}});
   channel.expect<json>("go");
   channel.send({{"room", work.room()}});
   parallel::set_timeout(group, stages > 1 ? limits::stage_collective : limits::step_collective);
@@ -339,7 +254,7 @@ void serve(ControlChannel& channel) {
 
 }  // namespace
 
-int worker_main() {
+int worker_main(const std::filesystem::path& cache) {
   ::signal(SIGPIPE, SIG_IGN);
   ControlChannel channel;
   const auto fail = [&](const char* kind, const char* message) {
@@ -347,7 +262,7 @@ int worker_main() {
     ::_exit(1);  // no destructor of a library may wait for a peer that is gone
   };
   try {
-    serve(channel);
+    serve(channel, cache);
   } catch (const InputError& error) {
     fail("input", error.what());
   } catch (const ClusterError& error) {

@@ -4,11 +4,13 @@
 #include <fmt/ranges.h>
 #include <mlx/allocator.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/limits.h"
+#include "weights/checksum.h"
 
 namespace tandem::weights {
 namespace {
@@ -35,6 +37,14 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
     map[name] = shard.get<std::string>();
   }
   return map;
+}
+
+json identity_of(const fs::path& path) {
+  std::error_code error;
+  const auto blob = fs::read_symlink(path, error).filename().string();
+  if (!error && checksum_from_hex(blob)) return blob;
+  const auto changed = fs::last_write_time(path).time_since_epoch();
+  return {fs::file_size(path), std::chrono::duration_cast<std::chrono::nanoseconds>(changed).count()};
 }
 
 }  // namespace
@@ -115,6 +125,12 @@ TensorTable Checkpoint::tensors() const {
   TensorTable table;
   for (const auto& [name, place] : where_) table.emplace(name, *place.tensor);
   return table;
+}
+
+std::string Checkpoint::identity() const {
+  json files = json::object();
+  for (const auto& [name, file] : files_) files[name] = identity_of(file.path());
+  return sha256_of(files.dump(-1, ' ', true, json::error_handler_t::replace));
 }
 
 std::uint64_t Checkpoint::bytes(const Slice& slice) const {

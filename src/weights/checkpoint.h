@@ -36,6 +36,9 @@ class Checkpoint : public Source {
   std::vector<std::filesystem::path> files() const;
   // Of all files; the places are those in each one's own.
   TensorTable tensors() const;
+  // In 64 digits: other ones once a file has changed. A file of the hub's cache goes by the checksum in its
+  // blob's name, any other by its size and the time of its last change, so that nothing is read.
+  std::string identity() const;
 
   std::uint64_t bytes(const Slice& slice) const override;
   // In the file's dtype. Reads just the slice's bytes. InputError where the tensor is missing, the whole one

@@ -54,4 +54,10 @@ std::string Hasher::finish() {
   return hex;
 }
 
+std::string sha256_of(std::string_view bytes) {
+  Hasher hasher(ChecksumKind::sha256, bytes.size());
+  hasher.update(bytes);
+  return hasher.finish();
+}
+
 }  // namespace tandem::weights

@@ -38,4 +38,7 @@ class Hasher {
   std::shared_ptr<void> context_;
 };
 
+// In 64 hexadecimal digits.
+std::string sha256_of(std::string_view bytes);
+
 }  // namespace tandem::weights

@@ -10,6 +10,8 @@
 #include <optional>
 #include <span>
 #include <stdexcept>
+#include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -28,11 +30,6 @@ using parallel::Transfer;
 
 json receive_json(const Group& group, int peer) {
   return json::from_cbor(parallel::receive_from(group, peer));
-}
-
-json to_json(const Slice& slice) {
-  return {slice.name,       slice.shape,    slice.axis,
-          slice.part.begin, slice.part.end, static_cast<int>(slice.element)};
 }
 
 Slice slice_from_json(const json& list) {
@@ -92,7 +89,31 @@ class Delivery {
   std::future<mx::array> ahead_;  // last: its thread uses the rest
 };
 
+// What each of `takers` asks for. Returns those that ask for nothing.
+std::vector<int> deliver(const Group& group, const Checkpoint& checkpoint, const std::vector<int>& takers) {
+  std::vector<int> idle;
+  std::vector<std::unique_ptr<Delivery>> deliveries;
+  for (const int taker : takers) {
+    const json wanted = receive_json(group, taker);
+    if (wanted.empty()) idle.push_back(taker);
+    deliveries.push_back(std::make_unique<Delivery>(checkpoint, taker, wanted));
+  }
+  while (true) {
+    std::erase_if(deliveries, [](const auto& delivery) { return delivery->done(); });
+    if (deliveries.empty()) return idle;
+    std::vector<Transfer> transfers;
+    for (const auto& delivery : deliveries) transfers.push_back(delivery->next());
+    parallel::exchange(group, std::move(transfers));
+    for (const auto& delivery : deliveries) delivery->sent();
+  }
+}
+
 }  // namespace
+
+json to_json(const Slice& slice) {
+  return {slice.name,       slice.shape,    slice.axis,
+          slice.part.begin, slice.part.end, static_cast<int>(slice.element)};
+}
 
 Supply supply_of(const Group& group, bool has_files) {
   Supply supply{-1, {}};
@@ -111,24 +132,27 @@ void give_slices(const Group& group, const Checkpoint& checkpoint, const std::ve
   json tensors = json::object();
   for (const auto& [name, info] : checkpoint.tensors()) tensors[name] = {info.dtype, info.shape};
   const json model{{"config", read_json_file(checkpoint.folder() / "config.json")},
-                   {"tensors", std::move(tensors)}};
+                   {"tensors", std::move(tensors)},
+                   {"identity", checkpoint.identity()}};
   parallel::send_to(group, takers, json::to_cbor(model));
-  std::vector<std::unique_ptr<Delivery>> deliveries;
-  for (const int taker : takers)
-    deliveries.push_back(std::make_unique<Delivery>(checkpoint, taker, receive_json(group, taker)));
-  while (true) {
-    std::erase_if(deliveries, [](const auto& delivery) { return delivery->done(); });
-    if (deliveries.empty()) return;
-    std::vector<Transfer> transfers;
-    for (const auto& delivery : deliveries) transfers.push_back(delivery->next());
-    parallel::exchange(group, std::move(transfers));
-    for (const auto& delivery : deliveries) delivery->sent();
-  }
+  const auto idle = deliver(group, checkpoint, takers);
+  if (idle.empty()) return;
+  // They read what they kept, without a word until they have done so or found damage.
+  parallel::set_timeout(group, limits::kept_slices);
+  deliver(group, checkpoint, idle);
+}
+
+Giving::Giving(Group group, std::shared_ptr<const Checkpoint> checkpoint, std::vector<int> takers) {
+  std::packaged_task<void()> task([group = std::move(group), checkpoint = std::move(checkpoint),
+                                   takers = std::move(takers)] { give_slices(group, *checkpoint, takers); });
+  done_ = task.get_future();
+  std::thread(std::move(task)).detach();
 }
 
 RemoteSource::RemoteSource(Group group, int giver) : group_(std::move(group)), giver_(giver) {
   json model = receive_json(group_, giver_);
   config_ = std::move(model.at("config"));
+  identity_ = model.at("identity");
   for (const auto& [name, info] : model.at("tensors").items()) {
     TensorInfo tensor{info.at(0), info.at(1).get<std::vector<std::int64_t>>()};
     tensor.end = static_cast<std::uint64_t>(dtype_bytes(tensor.dtype).value_or(0));
@@ -152,15 +176,23 @@ void RemoteSource::expect(const std::vector<Slice>& slices) {
   json list = json::array();
   for (const auto& slice : slices) list.push_back(to_json(slice));
   expected_ = slices;
+  next_ = 0;
+  // The giver may have to hear others out first.
+  if (std::exchange(asked_, true)) parallel::set_timeout(group_, limits::kept_slices);
   parallel::send_to(group_, {giver_}, json::to_cbor(list));
 }
 
-mx::array RemoteSource::receive(const Slice& slice, const OnBytes& on_bytes) const {
+mx::array RemoteSource::room_for(const Slice& slice) const {
   const mx::Dtype dtype =
       to_mlx(fmt::format("tensor \"{}\"", slice.name), info(slice.name).dtype, slice.element);
   const Pieces pieces = pieces_of(slice);
-  const std::uint64_t bytes = pieces.runs * pieces.run * mx::size_of(dtype);
-  mx::array made(mx::allocator::malloc(bytes), slice.part_shape(), dtype);
+  return mx::array(mx::allocator::malloc(pieces.runs * pieces.run * mx::size_of(dtype)), slice.part_shape(),
+                   dtype);
+}
+
+mx::array RemoteSource::receive(const Slice& slice, const OnBytes& on_bytes) const {
+  auto made = room_for(slice);
+  const std::uint64_t bytes = made.nbytes();
   for (std::uint64_t done = 0; done < bytes;) {
     const auto chunk = std::min<std::uint64_t>(bytes - done, limits::read_chunk_bytes);
     const Transfer transfer{giver_, std::nullopt, std::span(made.data<char>() + done, chunk)};
@@ -172,15 +204,24 @@ mx::array RemoteSource::receive(const Slice& slice, const OnBytes& on_bytes) con
   return made;
 }
 
+mx::array RemoteSource::receive_next(const OnBytes& on_bytes) const {
+  auto array = ahead_.valid() ? ahead_.get() : receive(expected_[next_], on_bytes);
+  if (++next_ < expected_.size()) {
+    ahead_ = std::async(std::launch::async,
+                        [this, on_bytes, &slice = expected_[next_]] { return receive(slice, on_bytes); });
+  }
+  return array;
+}
+
 mx::array RemoteSource::read(const Slice& slice, const OnBytes& on_bytes) const {
   auto found = early_.find(slice.name);
   while (found == early_.end()) {
     if (next_ == expected_.size())
       throw std::logic_error(fmt::format("tensor \"{}\" was not asked for", slice.name));
-    const Slice& next = expected_[next_++];
-    auto array = receive(next, on_bytes);
-    if (next.name == slice.name) return array;
-    early_.emplace(next.name, std::move(array));
+    const std::string& name = expected_[next_].name;
+    auto array = receive_next(on_bytes);
+    if (name == slice.name) return array;
+    early_.emplace(name, std::move(array));
   }
   auto array = found->second;
   early_.erase(found);
@@ -189,7 +230,7 @@ mx::array RemoteSource::read(const Slice& slice, const OnBytes& on_bytes) const 
 
 void RemoteSource::finish() {
   early_.clear();
-  while (next_ < expected_.size()) receive(expected_[next_++], [](auto) {});
+  while (next_ < expected_.size()) receive_next([](auto) {});
 }
 
 }  // namespace tandem::weights

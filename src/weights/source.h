@@ -1,5 +1,5 @@
-// Where a model's tensors come from, slice by slice: a folder (checkpoint.h), another rank (remote_source.h)
-// or random numbers (random_source.h).
+// Where a model's tensors come from, slice by slice: a folder (checkpoint.h), another rank (remote_source.h,
+// slice_cache.h) or random numbers (random_source.h).
 #pragma once
 
 #include <mlx/array.h>
@@ -33,7 +33,7 @@ struct Pieces {
 };
 Pieces pieces_of(const Slice& slice);
 
-// Called with the bytes just read.
+// Called with the bytes just read: one call at a time, perhaps in another thread.
 using OnBytes = std::function<void(std::uint64_t bytes)>;
 
 class Source {
@@ -48,6 +48,8 @@ class Source {
   virtual mlx::core::array read(const Slice& slice, const OnBytes& on_bytes) const = 0;
   // Nothing more will be read.
   virtual void finish() {}
+  // Of slices, that came from another rank; asked after finish().
+  virtual std::uint64_t received_bytes() const { return 0; }
 };
 
 }  // namespace tandem::weights

@@ -1,6 +1,7 @@
 """Runs the built program as a user would. TANDEM_PROGRAM names it (default: build/release/tandem)."""
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -31,6 +32,24 @@ def run_tandem(*args, **kwargs):
     if "input" not in kwargs:
         kwargs["stdin"] = subprocess.DEVNULL
     return subprocess.run([PROGRAM, *map(str, args)], capture_output=True, timeout=TIMEOUT_S, **kwargs)
+
+
+def on_terminal(command, env=None, answer=b""):
+    """Runs a command with a terminal for stdin and stderr; what it showed, and its exit code."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen([PROGRAM, *map(str, command)], env=env, stdin=slave, stderr=slave, stdout=subprocess.PIPE)
+    os.close(slave)
+    if answer:
+        os.write(master, answer)
+    shown = b""
+    try:
+        while piece := os.read(master, 4096):
+            shown += piece
+    except OSError:
+        pass
+    os.close(master)
+    process.stdout.close()
+    return shown.decode(), process.wait(10)
 
 
 class Server:

@@ -1,6 +1,7 @@
 """Workers: their deaths, the conductor's death, plans, and the remote form through a fake ssh."""
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -9,7 +10,8 @@ import time
 import urllib.request
 
 import pytest
-from conftest import DEMO_MODEL, LONG_SEED, PROGRAM, ROOT, children, is_alive, run_tandem, wait_until
+from conftest import (DEMO_MODEL, LONG_SEED, PROGRAM, ROOT, children, is_alive, on_terminal, release_only, run_tandem,
+                      wait_until)
 
 LONG_STORY = ["run", str(DEMO_MODEL), "Tell me a story about Tom and a shell.", "--temperature", "5", "--seed",
               str(LONG_SEED)]
@@ -142,6 +144,61 @@ def test_weights_travel_to_pipeline_stages(tmp_path):
     done = run_tandem("run", model, "What is 29 + 31?", "--plan", tmp_path / "plan.json", "--remote-program", PROGRAM,
                       env=ssh_without_the_model(tmp_path / "bin", model))
     assert done.stdout == b"29 + 31 = 60.\n", done.stderr.decode()
+
+
+def test_shards_are_kept_where_asked(tmp_path):
+    model, shards = tmp_path / "model", tmp_path / "cache/tandem/shards"
+    shutil.copytree(DEMO_MODEL, model)
+    (tmp_path / "bin").mkdir()
+    environment = ssh_without_the_model(tmp_path / "bin", model) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def received(*flags):
+        """The bytes of weights that each rank got from another one, and what was said on stderr."""
+        done = run_tandem("run", model, "What is 29 + 31?", "--hosts", "local,far", "--remote-program", PROGRAM, "--json",
+                          *flags, env=environment)
+        answer = json.loads(done.stdout)
+        assert answer["text"] == "29 + 31 = 60.", done.stderr.decode()
+        assert answer["ranks"][1]["weight_bytes"] > 4_000_000
+        return [rank["received_bytes"] for rank in answer["ranks"]], done.stderr.decode()
+
+    all_of_it = [0, received()[0][1]]
+    assert all_of_it[1] > 4_000_000 and not shards.exists()
+    assert received("--cache-shards")[0] == all_of_it
+    assert received("--cache-shards")[0] == [0, 0]
+    assert received()[0] == all_of_it
+    [file] = shards.glob("*/*")
+    with open(file, "r+b") as kept:
+        kept.write(b"damage")
+    bytes_received, said = received("--cache-shards")
+    assert bytes_received == all_of_it and f"{file} is damaged" in said
+    assert received("--cache-shards")[0] == all_of_it  # which keeps them again
+    assert received("--cache-shards")[0] == [0, 0]
+
+
+def test_a_full_disk_keeps_no_shards_and_stops_nothing(tmp_path):
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    shutil.copytree(DEMO_MODEL, model)
+    cache.mkdir()
+    (tmp_path / "bin").mkdir()
+    environment = ssh_without_the_model(tmp_path / "bin", model) | {"XDG_CACHE_HOME": str(cache)}
+    script = tmp_path / "bin/ssh"
+    script.write_text(script.read_text().replace("&& exec", f"&& mount -t tmpfs -o size=1m none {cache} && exec"))
+    done = run_tandem("run", model, "What is 29 + 31?", "--hosts", "local,far", "--remote-program", PROGRAM,
+                      "--cache-shards", env=environment)
+    assert done.stdout == b"29 + 31 = 60.\n", done.stderr.decode()
+    assert "rank 1" in done.stderr.decode() and "are not kept for the next start" in done.stderr.decode()
+
+
+@release_only
+def test_a_load_that_takes_a_while_is_shown_by_rank():
+    shape = ROOT / "bench/shapes/1b.json"
+    shown, code = on_terminal(["bench", "--shape", shape, "--bits", "bf16", "--prompt", "1", "--generate", "0", "--ranks",
+                               "2", "--repeat", "1"])
+    assert code == 0, shown
+    for rank in (0, 1):
+        assert re.search(rf"\d+ %  .* of .*/s .* left  rank {rank} \(local\)", shown), shown
+    shown, code = on_terminal(["run", DEMO_MODEL, "Hi", "--ranks", "2", "--max-tokens", "1"])
+    assert code == 0 and "rank 0" not in shown, shown
 
 
 def test_a_model_that_no_rank_has_is_said(tmp_path):

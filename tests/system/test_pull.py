@@ -3,7 +3,6 @@ import copy
 import hashlib
 import json
 import os
-import pty
 import random
 import re
 import signal
@@ -11,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import DEMO_MODEL, PROGRAM, run_tandem, wait_until
+from conftest import DEMO_MODEL, PROGRAM, on_terminal, run_tandem, wait_until
 from hub_server import Hub, Trouble, git_sha1
 
 NAME = "acme/tiny"
@@ -400,24 +399,6 @@ def test_pulled_model_runs(hub, home):
     assert done.stdout.decode() == "27 + 15 = 42.\n", done.stderr.decode()
     done = run_tandem("run", "acme/demo@1111111", *question[2:], env=environment(hub, home))
     assert done.returncode == 0
-
-
-def on_terminal(command, env, answer=b""):
-    """Runs a command with a terminal for stdin and stderr; what it showed, and its exit code."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen([PROGRAM, *command], env=env, stdin=slave, stderr=slave, stdout=subprocess.PIPE)
-    os.close(slave)
-    if answer:
-        os.write(master, answer)
-    shown = b""
-    try:
-        while piece := os.read(master, 4096):
-            shown += piece
-    except OSError:
-        pass
-    os.close(master)
-    process.stdout.close()
-    return shown.decode(), process.wait(10)
 
 
 def test_progress_on_a_terminal(hub, home):

@@ -1,0 +1,45 @@
+// A rank's part of the model: from this machine's files, from another rank, or made up.
+#pragma once
+
+#include <mlx/device.h>
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "cluster/protocol.h"
+#include "models/config.h"
+#include "models/decoder.h"
+#include "parallel/plan.h"
+#include "weights/remote_source.h"
+#include "weights/source.h"
+
+namespace tandem::cluster {
+
+struct Model {
+  models::ModelConfig config;
+  std::shared_ptr<weights::Source> source;
+  std::optional<weights::Giving> giving;  // to the ranks that lack the files
+};
+
+// Every rank of `world` calls it. `messages`: its data plane takes them. `shards`: where slices are kept.
+// InputError where no rank has the files, they are damaged, or they cannot be sent.
+Model open_model(const Start& start, const mlx::core::distributed::Group& world, bool messages,
+                 const std::filesystem::path& shards);
+
+using OnProgress = std::function<void(const Progress&)>;
+
+struct Part {
+  models::Decoder decoder;
+  Ready ready;
+};
+
+// Reads this rank's part and returns when it is there and every other rank has got what it gets from this
+// one. `on_progress` hears of it every limits::progress_every at most, and of the start and the end.
+// InputError where a tensor is not as config.json has it, or the machine has too little memory.
+Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mlx::core::Device device,
+               const OnProgress& on_progress);
+
+}  // namespace tandem::cluster
