@@ -49,35 +49,6 @@ void check_room(std::uint64_t weight_bytes) {
                   static_cast<double>(weight_bytes) / gigabyte, static_cast<double>(memory) / gigabyte));
 }
 
-// Tells how far the load is, now and then.
-class Teller {
- public:
-  explicit Teller(const OnProgress& on_progress) : on_progress_(on_progress) {}
-
-  void start(std::uint64_t total_bytes) {
-    progress_.total_bytes = total_bytes;
-    tell();
-  }
-  void add(std::uint64_t bytes) {
-    progress_.read_bytes += bytes;
-    if (steady_clock::now() - told_ >= limits::progress_every) tell();
-  }
-  void finish() {
-    progress_.read_bytes = progress_.total_bytes;
-    tell();
-  }
-
- private:
-  void tell() {
-    told_ = steady_clock::now();
-    on_progress_(progress_);
-  }
-
-  const OnProgress& on_progress_;
-  Progress progress_;
-  steady_clock::time_point told_;
-};
-
 }  // namespace
 
 Model open_model(const Start& start, const mx::distributed::Group& world, bool messages,
@@ -108,6 +79,26 @@ Model open_model(const Start& start, const mx::distributed::Group& world, bool m
   return model;
 }
 
+void LoadTeller::start(std::uint64_t total_bytes) {
+  progress_.total_bytes = total_bytes;
+  tell();
+}
+
+void LoadTeller::add(std::uint64_t bytes) {
+  progress_.read_bytes += bytes;
+  if (steady_clock::now() - told_ >= limits::progress_every) tell();
+}
+
+void LoadTeller::finish() {
+  progress_.read_bytes = progress_.total_bytes;
+  tell();
+}
+
+void LoadTeller::tell() {
+  told_ = steady_clock::now();
+  on_progress_(progress_);
+}
+
 Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mx::Device device,
                const OnProgress& on_progress) {
   const auto& config = model.config;
@@ -120,7 +111,7 @@ Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mx:
       parallel::shard_of(config.sizes, shares, place.rank,
                          parallel::expert_split_of(static_cast<int>(stage.ranks.size()), config.divisible()));
 
-  Teller teller(on_progress);
+  LoadTeller teller(on_progress);
   const auto begin = steady_clock::now();
   const weights::ShardedWeights weights(*model.source, models::shard_rules(config, *model.source, layers),
                                         config.formats, shard, layers.begin, layers.end,

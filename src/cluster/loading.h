@@ -31,13 +31,31 @@ Model open_model(const Start& start, const mlx::core::distributed::Group& world,
 
 using OnProgress = std::function<void(const Progress&)>;
 
+// Tells how far a load is: every limits::progress_every at most, and of its start and its end.
+class LoadTeller {
+ public:
+  explicit LoadTeller(OnProgress on_progress) : on_progress_(std::move(on_progress)) {}
+
+  void start(std::uint64_t total_bytes);
+  void add(std::uint64_t bytes);
+  void finish();
+  const Progress& progress() const { return progress_; }
+
+ private:
+  void tell();
+
+  OnProgress on_progress_;
+  Progress progress_;
+  std::chrono::steady_clock::time_point told_;
+};
+
 struct Part {
   models::Decoder decoder;
   Ready ready;
 };
 
 // Reads this rank's part and returns when it is there and every other rank has got what it gets from this
-// one. `on_progress` hears of it every limits::progress_every at most, and of the start and the end.
+// one. `on_progress` hears of it as LoadTeller tells.
 // InputError where a tensor is not as config.json has it, or the machine has too little memory.
 Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mlx::core::Device device,
                const OnProgress& on_progress);

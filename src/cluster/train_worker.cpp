@@ -96,16 +96,17 @@ class TrainWork {
   train::Trainer trainer_;
 };
 
-std::unique_ptr<train::Trainable> load(const Training& training, const models::ModelConfig& config,
-                                       weights::Source& source, const parallel::Shard& shard,
-                                       const weights::OnBytes& on_bytes) {
+std::unique_ptr<train::Trainable> load(const Training& training, const Model& model,
+                                       const parallel::Shard& shard, LoadTeller& teller) {
+  const auto& config = model.config;
   const parallel::Range layers{0, config.layers};
+  weights::ShardedWeights weights(*model.source, models::shard_rules(config, *model.source, layers),
+                                  config.formats, shard, layers.begin, layers.end,
+                                  [&](std::uint64_t bytes) { teller.add(bytes); });
+  teller.start(weights.bytes());
   if (training.method == "full")
-    return std::make_unique<train::FullModel>(config, source, shard, layers, on_bytes);
-  const weights::ShardedWeights weights(source, models::shard_rules(config, source, layers), config.formats,
-                                        shard, layers.begin, layers.end, on_bytes);
+    return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights));
   auto base = models::make_decoder(config, shard, weights, layers);
-  source.finish();
   return std::make_unique<train::LoraModel>(std::move(base), weights,
                                             train::LoraOptions{.rank = training.lora_rank,
                                                                .scale = training.lora_scale,
@@ -125,11 +126,12 @@ void train(ControlChannel& channel, const Start& start, const mx::distributed::G
   const int sharers = ranks.stage.group.size();
   const auto shard = parallel::shard_of(config.sizes, std::vector<double>(sharers, 1.0), world.rank() % sharers,
                                         parallel::expert_split_of(sharers, config.divisible()));
-  Progress progress;
-  auto trainable = load(training, config, *model.source, shard, [&](std::uint64_t bytes) {
-    progress.read_bytes += bytes;
-    channel.send({{"progress", progress}});
-  });
+  LoadTeller teller([&](const Progress& progress) { channel.send({{"progress", progress}}); });
+  const auto begin = std::chrono::steady_clock::now();
+  auto trainable = load(training, model, shard, teller);
+  model.source->finish();
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+  teller.finish();
   if (model.giving) model.giving->wait();
   train::Trainer trainer(std::move(trainable), std::move(ranks),
                          {.optimizer = {.name = training.optimizer,
@@ -138,10 +140,12 @@ void train(ControlChannel& channel, const Start& start, const mx::distributed::G
                                         .weight_decay = training.weight_decay},
                           .clip = training.clip,
                           .recompute = training.recompute});
-  channel.send({{"ready", Ready{.weight_bytes = progress.read_bytes,
+  channel.send({{"ready", Ready{.weight_bytes = teller.progress().total_bytes,
                                 .resident_bytes = hardware::process_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",
-                                .threads = kernels::threads()}}});
+                                .threads = kernels::threads(),
+                                .received_bytes = model.source->received_bytes(),
+                                .load_s = time.count()}}});
   parallel::set_timeout(world, limits::train_collective);
   TrainWork work(world, std::move(trainer));
   while (true) {

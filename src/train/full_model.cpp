@@ -22,13 +22,12 @@ bool is_partial(const weights::ShardedWeights& weights, const std::string& name)
 
 }  // namespace
 
-FullModel::FullModel(models::ModelConfig config, weights::Source& source, parallel::Shard shard,
-                     parallel::Range layers, const weights::OnBytes& on_bytes)
+FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
+                     weights::ShardedWeights weights)
     : config_(std::move(config)),
       shard_(std::move(shard)),
       layers_(layers),
-      weights_(source, models::shard_rules(config_, source, layers), config_.formats, shard_, layers.begin,
-               layers.end, on_bytes) {
+      weights_(std::move(weights)) {
   for (const auto& name : weights_.names()) {
     mx::array value = mx::astype(models::dense(weights_.take_matrix(name)), mx::float32);
     value.eval();
@@ -40,7 +39,6 @@ FullModel::FullModel(models::ModelConfig config, weights::Source& source, parall
     slice.element = weights::Element::number;
     parameters_.push_back({std::move(slice), std::move(value), is_partial(weights_, name)});
   }
-  source.finish();
 }
 
 models::Decoder FullModel::model(const std::vector<mx::array>& values) {

@@ -8,9 +8,9 @@ namespace tandem::train {
 
 class FullModel : public Trainable {
  public:
-  // Reads this rank's weights; quantised ones become dense. `source` outlives this.
-  FullModel(models::ModelConfig config, weights::Source& source, parallel::Shard shard,
-            parallel::Range layers, const weights::OnBytes& on_bytes);
+  // Reads this rank's weights; quantised ones become dense. What `weights` reads from outlives this.
+  FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
+            weights::ShardedWeights weights);
 
   models::Decoder model(const std::vector<mlx::core::array>& values) override;
 
