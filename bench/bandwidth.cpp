@@ -77,7 +77,8 @@ int main(int argc, char** argv) {
     for (int repeat = 0; repeat < repeats; ++repeat) {
       gate.arrive_and_wait();
       const auto start = std::chrono::steady_clock::now();
-      sink.fetch_xor(read_all(buffer + part * static_cast<std::size_t>(thread), part), std::memory_order_relaxed);
+      sink.fetch_xor(read_all(buffer + part * static_cast<std::size_t>(thread), part),
+                     std::memory_order_relaxed);
       gate.arrive_and_wait();
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (thread == 0) rates.push_back(static_cast<double>(part) * threads / seconds / 1e9);

@@ -32,6 +32,7 @@ DECODE_BAR = dict.fromkeys(GGUF, 1.25)
 PREFILL_BARS = {"avx2": {"16": 1.1, "bf16": 1.6, "8": 1.5, "4": 1.7}, "avx512": dict.fromkeys(GGUF, 1.1)}
 TWO_THREADS_LESS = 0.05
 START_S = 30
+RUN_S = 7200  # of one command, which may wait for a lock first (--prefix)
 CHOICE_TOKENS = 128  # of the runs that choose flash attention or not
 
 
@@ -56,7 +57,7 @@ def parse_args():
     parser.add_argument("--prefix", type=shlex.split, default=[],
                         help="a command in front of each measured one, such as a lock on the machine")
     args = parser.parse_args()
-    for name, given, known in (("only", args.only, SECTIONS), ("bits", args.bits, GGUF), ("threads", args.threads, "12")):
+    for name, given, known in (("only", args.only, SECTIONS), ("bits", args.bits, GGUF), ("threads", args.threads, ("1", "2"))):
         if wrong := [word for word in given if word not in known]:
             parser.error(f"--{name}: there is no {', '.join(wrong)}")
     if len(args.cores) != 2:
@@ -74,7 +75,7 @@ class Suite:
     def __init__(self, args):
         self.args = args
         self.samples = collections.defaultdict(list)  # (side, bits, measure) → figures
-        self.commands = {}  # side, bits → the command that gives them
+        self.commands = {}  # side, bits → the last command that was run for them
         self.attention = {}  # side, bits, phase → flash attention off or on
 
     def run(self, side, bits, cores, command):
@@ -82,7 +83,11 @@ class Suite:
         command = ["taskset", "-c", ",".join(cores), *map(str, command)]
         self.commands[side, bits] = shlex.join(command)
         start = time.monotonic()
-        done = subprocess.run([*self.args.prefix, *command], capture_output=True, text=True)
+        try:
+            done = subprocess.run([*self.args.prefix, *command], capture_output=True, text=True, timeout=RUN_S)
+        except subprocess.TimeoutExpired as late:
+            errors = (late.stderr or b"").decode(errors="replace")
+            raise RuntimeError(f"{shlex.join(command)}\nnot done after {RUN_S} s:\n{errors[-2000:]}") from late
         print(f"{side} {LABEL.get(bits, bits)}: {time.monotonic() - start:.1f} s", file=sys.stderr)
         if done.returncode:
             raise RuntimeError(f"{shlex.join(command)}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -134,7 +139,7 @@ class Suite:
         python = Path(self.args.llamacpp) / "venv/bin/python"
         part = file.with_suffix(".part")
         subprocess.run([python if python.exists() else sys.executable, self.args.make_gguf, "--shape", "1b", "--type",
-                        GGUF[bits], "-o", part], check=True, stdout=sys.stderr)
+                        GGUF[bits], "-o", part], check=True, stdout=sys.stderr, timeout=RUN_S)
         part.rename(file)
         return file
 
@@ -287,4 +292,5 @@ def main():
     print(f"{len(rows)} rows, {len(failed)} below their bar", file=sys.stderr)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,8 @@ namespace mx = mlx::core;
 
 namespace {
 
-// Whether x is, or will be when it is computed, row-major. A sum over ranks is told by its name: MLX's library
-// keeps its type to itself.
+// Whether x is, or will be when it is computed, row-major. A sum over ranks is told by its name: MLX's
+// library keeps its type to itself.
 bool is_row_major(const mx::array& x) {
   if (x.status() == mx::array::Status::available) return x.flags().row_contiguous;
   return x.has_primitive() && (dynamic_cast<const CpuPrimitive*>(&x.primitive()) != nullptr ||

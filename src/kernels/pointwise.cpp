@@ -5,6 +5,8 @@
 #include <mlx/ops.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <stdexcept>
 
 #include "kernels/cpu_primitive.h"
@@ -177,17 +179,15 @@ class Rotate : public ReferencedPrimitive {
       std::int64_t width;
     };
     std::vector<Rows> all;
-    for (std::size_t i = 0; i < outputs.size(); ++i) {
+    for (std::size_t i = 0; i < outputs.size(); ++i)
       all.push_back({inputs[i + 2].data<float>(), result_of(outputs[i]), inputs[i + 2].shape(1)});
-    }
     return [all = std::move(all), cosines = inputs[0].data<float>(), sines = inputs[1].data<float>(),
             tokens = inputs[0].shape(0), half = inputs[0].shape(1), head_dim = turn_.head_dim,
             rotate = turn_.pairs ? rotate_pairs : current_loops().vectors.rotate] {
       for (const Rows& rows : all) {
         parallel_rows(tokens, rows.width, [&](std::int64_t t) {
-          for (std::int64_t at = t * rows.width; at < (t + 1) * rows.width; at += head_dim) {
+          for (std::int64_t at = t * rows.width; at < (t + 1) * rows.width; at += head_dim)
             rotate(rows.x + at, cosines + t * half, sines + t * half, 2 * half, head_dim, rows.y + at);
-          }
         });
       }
     };
@@ -324,13 +324,13 @@ mx::array silu_multiply(const mx::array& gate, const mx::array& up, mx::StreamOr
   const mx::Stream stream = mx::to_stream(s);
   need(gate.ndim() > 0 && gate.shape() == up.shape(), "silu_multiply: gate and up differ in shape");
   if (stream.device == mx::Device::gpu) {
-    // Compiled for the default stream; others are rare.
-    if (mx::peek_default_stream(stream.device) != stream) return silu_multiply_by_mlx(gate, up, stream);
-    static const auto one_pass = mx::compile(
-        [](const std::vector<mx::array>& in) {
-          return std::vector{silu_multiply_by_mlx(in[0], in[1], mx::default_stream(mx::Device::gpu))};
-        },
-        /*shapeless=*/true);
+    using Arrays = std::vector<mx::array>;
+    thread_local std::map<int, std::function<Arrays(const Arrays&)>> compiled;  // by stream
+    auto& one_pass = compiled[stream.index];
+    const auto by_mlx = [stream](const Arrays& in) {
+      return Arrays{silu_multiply_by_mlx(in[0], in[1], stream)};
+    };
+    if (!one_pass) one_pass = mx::compile(by_mlx, /*shapeless=*/true);
     return one_pass({gate, up}).front();
   }
   return mx::array(gate.shape(), mx::float32, std::make_shared<SiluMultiply>(stream),

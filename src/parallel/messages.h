@@ -1,5 +1,5 @@
-// Bytes to ranks of a tcp group. The sender waits for none of them to take part, unless more is under way than
-// the sockets' buffers hold.
+// Bytes to ranks of a tcp group. The sender waits for none of them to take part, unless more is under way
+// than the sockets' buffers hold.
 #pragma once
 
 #include <mlx/distributed/distributed.h>

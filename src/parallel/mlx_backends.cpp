@@ -34,14 +34,15 @@ std::string make_temporary_file() {
   std::error_code error;
   const fs::path folder = fs::temp_directory_path(error);
   if (error) {
-    throw InputError(fmt::format("--backend ring: there is no folder for temporary files: {}; set TMPDIR to one",
-                                 error.message()));
+    throw InputError(fmt::format(
+        "--backend ring: there is no folder for temporary files: {}; set TMPDIR to one", error.message()));
   }
   std::string path = folder / "tandem-ring-XXXXXX";
   const int descriptor = ::mkstemp(path.data());
   if (descriptor < 0) {
-    throw InputError(fmt::format("--backend ring: cannot make {}: {}; set TMPDIR to a folder that takes files",
-                                 path, std::strerror(errno)));
+    throw InputError(
+        fmt::format("--backend ring: cannot make {}: {}; set TMPDIR to a folder that takes files", path,
+                    std::strerror(errno)));
   }
   ::close(descriptor);
   return path;

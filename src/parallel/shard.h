@@ -93,9 +93,9 @@ struct Shard {
   std::vector<int> kv_of_query() const;
 };
 
-// The part of rank `rank` of a stage whose ranks have these shares, which need not add up to 1. Requires a unit
-// for each rank of every dimension that is cut, what no cut may part being one unit (plan.h's validate() sees
-// to it), and that kv_heads divides query_heads.
+// The part of rank `rank` of a stage whose ranks have these shares, which need not add up to 1. Requires a
+// unit for each rank of every dimension that is cut, what no cut may part being one unit (plan.h's validate()
+// sees to it), and that kv_heads divides query_heads.
 Shard shard_of(const ModelSizes& sizes, const std::vector<double>& shares, int rank,
                ExpertSplit experts = ExpertSplit::columns);
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <mlx/fast.h>
 #include <mlx/ops.h>
+#include <mlx/primitives.h>
 #include <mlx/random.h>
 #include <mlx/transforms.h>
 
@@ -122,7 +123,8 @@ TEST_F(PointwiseTest, SiluAtTheEndsOfItsRange) {
 
 TEST_F(PointwiseTest, RefusesWhatDoesNotFit) {
   const auto zeros = [](mx::Shape shape) { return mx::zeros(std::move(shape)); };
-  const mx::array x = zeros({5, 60}), weight = zeros({60});
+  const mx::array x = zeros({5, 60}), weight = zeros({60}), matrix = zeros({1, 60});
+  const mx::array wider = zeros({5, 61}), longer = zeros({6, 60}), shorter = zeros({4, 60});
   const auto angles = [](int positions, int waves) {
     return angles_at(mx::arange(0, positions, mx::int32), mx::ones({waves}), 1, false, mx::Device::cpu);
   };
@@ -134,17 +136,17 @@ TEST_F(PointwiseTest, RefusesWhatDoesNotFit) {
     const char* name;
     std::function<void()> call;
   } table[] = {
-      {"norm of other rows", [&] { rms_norm(zeros({5, 61}), weight, 1e-5F, s); }},
+      {"norm of other rows", [&] { rms_norm(wider, weight, 1e-5F, s); }},
       {"norm without a weight", [&] { rms_norm(x, zeros({0}), 1e-5F, s); }},
-      {"norm by a matrix", [&] { rms_norm(x, zeros({1, 60}), 1e-5F, s); }},
+      {"norm by a matrix", [&] { rms_norm(x, matrix, 1e-5F, s); }},
       {"norm of a sum of other rows", [&] { add_rms_norm(x, x, zeros({59}), 1e-5F, s); }},
-      {"norm of too short a sum", [&] { add_rms_norm(x, zeros({4, 60}), weight, 1e-5F, s); }},
-      {"sum with fewer rows", [&] { kernels::add(x, zeros({4, 60}), s); }},
+      {"norm of too short a sum", [&] { add_rms_norm(x, shorter, weight, 1e-5F, s); }},
+      {"sum with fewer rows", [&] { kernels::add(x, shorter, s); }},
       {"sum with a longer row", [&] { kernels::add(x, zeros({61}), s); }},
-      {"sum with more axes", [&] { kernels::add(weight, zeros({5, 60}), s); }},
-      {"product of fewer rows", [&] { silu_multiply(x, zeros({4, 60}), s); }},
+      {"sum with more axes", [&] { kernels::add(weight, x, s); }},
+      {"product of fewer rows", [&] { silu_multiply(x, shorter, s); }},
       {"product of a row", [&] { silu_multiply(x, weight, s); }},
-      {"turn of more rows", [&] { rotate({x, zeros({6, 60})}, fit, 20, s); }},
+      {"turn of more rows", [&] { rotate({longer}, fit, 20, s); }},
       {"turn of no whole heads", [&] { rotate({x}, fit, 7, s); }},
       {"turn of heads of nothing", [&] { rotate({x}, fit, 0, s); }},
       {"turn of too small heads", [&] { rotate({x}, fit, 5, s); }},
@@ -154,7 +156,7 @@ TEST_F(PointwiseTest, RefusesWhatDoesNotFit) {
       {"part before a head", [&] { head_part(x, 20, -1, 3, s); }},
       {"part that ends first", [&] { head_part(x, 20, 3, 2, s); }},
       {"part of no whole heads", [&] { head_part(x, 7, 0, 7, s); }},
-      {"heads of other rows", [&] { join_heads(x, 20, zeros({4, 60}), 20, s); }},
+      {"heads of other rows", [&] { join_heads(x, 20, shorter, 20, s); }},
       {"fewer heads", [&] { join_heads(x, 20, x, 30, s); }},
       {"no whole heads", [&] { join_heads(x, 20, x, 0, s); }},
   };

@@ -85,8 +85,8 @@ TEST(Plan, NumbersBeyondTheirRangeAreRefusedWithIt) {
                {"[-1, 6]", "1", "0 <= first < end, at most 100000"},
                {"[6, 6]", "1", "0 <= first < end, at most 100000"}};
   for (const auto& row : table) {
-    const auto json = nlohmann::json::parse(
-        fmt::format(R"({{"stages": [{{"layers": {}, "ranks": [{{"share": {}}}]}}]}})", row.layers, row.share));
+    const auto json = nlohmann::json::parse(fmt::format(
+        R"({{"stages": [{{"layers": {}, "ranks": [{{"share": {}}}]}}]}})", row.layers, row.share));
     const auto message = refusal([&] { plan_from_json(json); });
     EXPECT_NE(message.find(row.words), std::string::npos) << message;
   }

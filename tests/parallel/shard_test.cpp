@@ -8,7 +8,9 @@
 
 namespace tandem::parallel {
 
-inline void PrintTo(const Range& range, std::ostream* out) { *out << "[" << range.begin << ", " << range.end << ")"; }
+inline void PrintTo(const Range& range, std::ostream* out) {
+  *out << "[" << range.begin << ", " << range.end << ")";
+}
 
 namespace {
 
@@ -79,9 +81,7 @@ TEST(Shard, NoCutPartsWhatSharesAScale) {
   ModelSizes sizes = grouped();
   sizes.heads_at_once = 2;
   sizes.columns_at_once = 64;
-  const struct {
-    int columns, at_once;
-  } table[] = {{1408, 64}, {96, 32}, {64, 64}, {7, 1}};
+  const struct { int columns, at_once; } table[] = {{1408, 64}, {96, 32}, {64, 64}, {7, 1}};
   for (const auto& row : table) EXPECT_EQ(sizes.at_once(row.columns), row.at_once) << row.columns;
   const std::vector<double> shares{0.7, 0.3};
   const Shard first = shard_of(sizes, shares, 0), second = shard_of(sizes, shares, 1);
@@ -133,9 +133,9 @@ TEST(Shard, LatentsAreWholeAndTheirHeadsCut) {
     Dim dim;
     int whole;
     Range part;  // of the second of two ranks
-  } table[] = {{Dim::query, 24, {12, 24}},     {Dim::heads, 4, {2, 4}},       {Dim::up, 28, {14, 28}},
-               {Dim::value, 12, {6, 12}},      {Dim::nope, 4, {0, 4}},        {Dim::value_head, 3, {0, 3}},
-               {Dim::latent_rope, 7, {0, 7}},  {Dim::latent, 5, {0, 5}},      {Dim::head, 6, {0, 6}},
+  } table[] = {{Dim::query, 24, {12, 24}},      {Dim::heads, 4, {2, 4}},  {Dim::up, 28, {14, 28}},
+               {Dim::value, 12, {6, 12}},       {Dim::nope, 4, {0, 4}},   {Dim::value_head, 3, {0, 3}},
+               {Dim::latent_rope, 7, {0, 7}},   {Dim::latent, 5, {0, 5}}, {Dim::head, 6, {0, 6}},
                {Dim::query_latent, 10, {0, 10}}};
   const Shard shard = shard_of(sizes, {1, 1}, 1);
   for (const auto& row : table) {

@@ -144,8 +144,8 @@ TEST(TcpHandshake, AWrongSecretIsSaid) {
 TEST(TcpHandshake, MissingRanksAreNamed) {
   const MeetingPoint meeting(4);
   std::vector<std::string> messages(4);
-  const auto errors = run_ranks(
-      2, [&](int rank) { messages[rank] = join_error(meeting, rank, "s", milliseconds(300)); });
+  const auto errors =
+      run_ranks(2, [&](int rank) { messages[rank] = join_error(meeting, rank, "s", milliseconds(300)); });
   EXPECT_EQ(errors, std::vector<std::string>(2));
   EXPECT_EQ(messages[0], "rank 2, rank 3 did not connect in time");
   EXPECT_EQ(messages[1], "rank 2, rank 3 did not connect in time");

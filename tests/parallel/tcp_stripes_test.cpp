@@ -138,7 +138,8 @@ TEST(TcpStripes, SlicesOfAWindowAreWholeElements) {
                         for (const Dtype dtype : {float32, bfloat16, int64}) {
                           // Parts of 1.5 MB and more; sums of at most 126, which all three types hold.
                           const array x = astype(arange(3'000'001) % array(31), dtype);
-                          const array total = distributed::all_sum(x + array(rank, dtype), group, Device::cpu);
+                          const array total =
+                              distributed::all_sum(x + array(rank, dtype), group, Device::cpu);
                           EXPECT_TRUE(array_equal(total, x * array(4, dtype) + array(6, dtype)).item<bool>())
                               << size_of(dtype);
                         }
