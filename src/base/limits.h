@@ -50,7 +50,7 @@ inline constexpr milliseconds stripe_memory{50};  // and for how long the figure
 inline constexpr milliseconds stripe_poll{1};     // how soon a link with a full queue is looked at again
 inline constexpr std::size_t stripe_window_bytes = 64u << 20;  // what a reduction receives over striped links
 inline constexpr std::size_t socket_call_bytes = 1u << 30;     // macOS takes no more than 2 GB a call
-inline constexpr milliseconds train_collective{120'000};  // in a step of training, whose ranks meet once
+inline constexpr milliseconds train_collective{120'000};       // in a step of training, whose ranks meet once
 inline constexpr int splits_of_a_group = 16;
 inline constexpr std::size_t broadcast_bytes = 64u << 20;
 inline constexpr milliseconds idle_step{5'000};  // an idle rank 0 sends an empty step this often

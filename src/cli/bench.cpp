@@ -217,7 +217,8 @@ void add_bench(CLI::App& program) {
   verb->add_option("--train", flags->training.method,
                    "In place of prefill and decode: steps of training on --batch texts of --prompt tokens")
       ->check(CLI::IsMember({"lora", "full"}));
-  verb->add_option("--parallel", flags->parallel, "Of --train: ranks share each matrix (tp) or each batch (dp)")
+  verb->add_option("--parallel", flags->parallel,
+                   "Of --train: ranks share each matrix (tp) or each batch (dp)")
       ->check(CLI::IsMember({"tp", "dp"}))
       ->capture_default_str();
   verb->add_flag("--grad-checkpoint", flags->training.recompute, "Of --train: recompute activations");

@@ -33,7 +33,9 @@ json bench_training(cluster::Conductor& conductor, const BenchTraining& sizes) {
     peak_bytes = done["peak_bytes"];
     fmt::print(stderr, "{}\n", dim(fmt::format("step {} of {}", i + 1, sizes.repeat)));
   }
-  return {{"tokens", sizes.batch * sizes.tokens}, {"step_s", seconds}, {"link_s", link_s},
+  return {{"tokens", sizes.batch * sizes.tokens},
+          {"step_s", seconds},
+          {"link_s", link_s},
           {"peak_bytes", peak_bytes}};
 }
 

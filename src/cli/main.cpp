@@ -30,8 +30,8 @@ void open_standard_descriptors() {
 }
 
 int run_program(int argc, char** argv) {
-  CLI::App program("One workstation out of several machines: runs and trains language models split over them.",
-                   "tandem");
+  CLI::App program(
+      "One workstation out of several machines: runs and trains language models split over them.", "tandem");
   program.set_version_flag("--version", std::string("tandem ") + TANDEM_VERSION);
   program.require_subcommand(1);
   int exit_code = 0;

@@ -28,7 +28,7 @@ struct ClusterFlags {
   bool cache_shards = false;
   int threads = 0;  // 0: the workers decide
   std::vector<std::string> pin;
-  std::string plan;  // tp, pp or a file; empty: tp
+  std::string plan;     // tp, pp or a file; empty: tp
   std::string adapter;  // a folder
   std::string remote_program = "tandem";
   bool verbose = false;

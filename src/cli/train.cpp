@@ -43,7 +43,8 @@ bool trains_all(const TrainFlags& flags) { return flags.training.method == "full
 // "BF16" of config.json's "bfloat16".
 std::string dtype_of(const TrainFlags& flags, const json& config) {
   if (!trains_all(flags)) return "F32";
-  const std::string name = flags.save_dtype.empty() ? config.value("torch_dtype", "bfloat16") : flags.save_dtype;
+  const std::string name =
+      flags.save_dtype.empty() ? config.value("torch_dtype", "bfloat16") : flags.save_dtype;
   return name == "float32" ? "F32" : name == "float16" ? "F16" : "BF16";
 }
 
@@ -66,9 +67,10 @@ parallel::Plan plan_of(const TrainFlags& flags, const models::ModelConfig& confi
   }
   const int ranks = plan.world_size();
   if (flags.parallel == "tp" && config.sizes.latent == 0 && config.sizes.kv_heads % ranks != 0) {
-    throw InputError(fmt::format("{} key/value heads cannot be split over {} ranks without a copy, which training "
-                                 "does not do yet: take --parallel dp, or other --ranks",
-                                 config.sizes.kv_heads, ranks));
+    throw InputError(
+        fmt::format("{} key/value heads cannot be split over {} ranks without a copy, which training "
+                    "does not do yet: take --parallel dp, or other --ranks",
+                    config.sizes.kv_heads, ranks));
   }
   return plan;
 }
@@ -89,17 +91,22 @@ int last_checkpoint(const TrainFlags& flags) {
   for (const auto& entry : fs::directory_iterator(flags.out)) {
     int step = 0;
     const bool is_one = std::sscanf(entry.path().filename().c_str(), "checkpoint-%d.safetensors", &step) == 1;
-    if (is_one && entry.path().filename() == checkpoint_file(flags, step).filename()) last = std::max(last, step);
+    if (is_one && entry.path().filename() == checkpoint_file(flags, step).filename())
+      last = std::max(last, step);
   }
   return last;
 }
 
 // What a run that goes on must have in common with what it goes on from.
 json fingerprint(const TrainFlags& flags) {
-  return {{"method", flags.training.method},       {"batch-size", flags.batch_size},
-          {"grad-accumulation-steps", flags.accumulation}, {"max-seq-length", flags.longest},
-          {"mask-prompt", flags.mask_prompt},      {"seed", flags.training.seed},
-          {"optimizer", flags.training.optimizer}, {"lora-rank", flags.training.lora_rank},
+  return {{"method", flags.training.method},
+          {"batch-size", flags.batch_size},
+          {"grad-accumulation-steps", flags.accumulation},
+          {"max-seq-length", flags.longest},
+          {"mask-prompt", flags.mask_prompt},
+          {"seed", flags.training.seed},
+          {"optimizer", flags.training.optimizer},
+          {"lora-rank", flags.training.lora_rank},
           {"num-layers", flags.training.lora_layers}};
 }
 
@@ -119,8 +126,9 @@ void write_beside(const TrainFlags& flags, const fs::path& model) {
   if (flags.resume && last_checkpoint(flags) > 0) return check_resumed(flags);
   for (const auto& there : {weights_file(flags), checkpoint_file(flags, last_checkpoint(flags))}) {
     if (fs::exists(there)) {
-      throw InputError(fmt::format("--out {}: it holds {} already; give another folder, remove it, or --resume",
-                                   flags.out, there.filename().string()));
+      throw InputError(
+          fmt::format("--out {}: it holds {} already; give another folder, remove it, or --resume", flags.out,
+                      there.filename().string()));
     }
   }
   std::error_code error;
@@ -159,7 +167,8 @@ class Run {
         dtype_(dtype_of(flags, read_json_file(model / "config.json"))) {}
 
   // From the last checkpoint on. Whether it came to its end: Ctrl-C stops it after a step.
-  bool train(cluster::Conductor& conductor, train::Batches batches, const std::vector<train::Sequence>& valid) {
+  bool train(cluster::Conductor& conductor, train::Batches batches,
+             const std::vector<train::Sequence>& valid) {
     conductor_ = &conductor;
     const int done = last_checkpoint(flags_);
     if (done > 0) {
@@ -172,7 +181,8 @@ class Run {
     first_ = done + 1;
     start_ = Clock::now();
     for (int i = first_; i <= flags_.iters; ++i) {
-      if (!valid.empty() && (i == 1 || i % flags_.evaluate_every == 0 || i == flags_.iters)) evaluate(i, valid);
+      if (!valid.empty() && (i == 1 || i % flags_.evaluate_every == 0 || i == flags_.iters))
+        evaluate(i, valid);
       step(i, batches);
       if (i % flags_.report_every == 0 || i == flags_.iters) report(i);
       const bool stopped = InterruptGuard::interrupted();
@@ -183,8 +193,8 @@ class Run {
   }
 
   json summary() const {
-    return {{"out", flags_.out},        {"iterations", flags_.iters},   {"tokens", all_tokens_},
-            {"train_loss", last_loss_}, {"valid_loss", last_valid_},    {"tokens_per_s", last_speed_},
+    return {{"out", flags_.out},         {"iterations", flags_.iters}, {"tokens", all_tokens_},
+            {"train_loss", last_loss_},  {"valid_loss", last_valid_},  {"tokens_per_s", last_speed_},
             {"peak_bytes", peak_bytes_}, {"skipped_steps", skipped_}};
   }
 
@@ -217,23 +227,30 @@ class Run {
     all_tokens_ += tokens_;
     const std::chrono::duration<double> past = Clock::now() - start_;
     const double left = past.count() / (number - first_ + 1) * (flags_.iters - number);
-    fmt::print(stderr, "{}\n",
-               fmt::format("step {:>{}} of {}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tokens/s  link {:.0f} %  "
-                           "memory {}  {} left",
-                           number, std::to_string(flags_.iters).size(), flags_.iters, last_loss_, rate_, norm_,
-                           last_speed_, 100 * link_s_ / seconds_, format_bytes(peak_bytes_),
-                           format_time_left(left, 1)));
-    note({{"step", number}, {"train_loss", last_loss_}, {"learning_rate", rate_}, {"gradient_norm", norm_},
-          {"tokens_per_s", last_speed_}, {"link_share", link_s_ / seconds_}, {"peak_bytes", peak_bytes_}});
+    fmt::print(
+        stderr, "{}\n",
+        fmt::format(
+            "step {:>{}} of {}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tokens/s  link {:.0f} %  "
+            "memory {}  {} left",
+            number, std::to_string(flags_.iters).size(), flags_.iters, last_loss_, rate_, norm_, last_speed_,
+            100 * link_s_ / seconds_, format_bytes(peak_bytes_), format_time_left(left, 1)));
+    note({{"step", number},
+          {"train_loss", last_loss_},
+          {"learning_rate", rate_},
+          {"gradient_norm", norm_},
+          {"tokens_per_s", last_speed_},
+          {"link_share", link_s_ / seconds_},
+          {"peak_bytes", peak_bytes_}});
     nll_ = seconds_ = link_s_ = 0;
     tokens_ = 0;
   }
 
   void evaluate(int number, const std::vector<train::Sequence>& valid) {
     const auto each = static_cast<std::size_t>(flags_.batch_size);
-    const std::size_t count = flags_.evaluate_batches < 0
-                                  ? valid.size()
-                                  : std::min(valid.size(), each * static_cast<std::size_t>(flags_.evaluate_batches));
+    const std::size_t count =
+        flags_.evaluate_batches < 0
+            ? valid.size()
+            : std::min(valid.size(), each * static_cast<std::size_t>(flags_.evaluate_batches));
     double nll = 0;
     std::int64_t tokens = 0;
     for (std::size_t first = 0; first < count; first += each) {
@@ -323,7 +340,8 @@ void add_lora_flags(CLI::App& verb, cluster::Training& training) {
   verb.add_option("--lora-scale", training.lora_scale, "Multiplies what adapters add")->capture_default_str();
   verb.add_option("--num-layers", training.lora_layers, "The last so many layers are adapted; -1: all")
       ->capture_default_str();
-  verb.add_option("--lora-keys", training.lora_keys, "Which products: self_attn.q_proj,self_attn.v_proj [all linear]")
+  verb.add_option("--lora-keys", training.lora_keys,
+                  "Which products: self_attn.q_proj,self_attn.v_proj [all linear]")
       ->delimiter(',');
 }
 
@@ -331,7 +349,9 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
   const auto positive = CLI::Range(1, 1 << 30);
   auto& training = flags.training;
   verb.add_option("--iters", flags.iters, "Steps")->check(positive)->capture_default_str();
-  verb.add_option("--batch-size", flags.batch_size, "Texts of a micro-batch")->check(positive)->capture_default_str();
+  verb.add_option("--batch-size", flags.batch_size, "Texts of a micro-batch")
+      ->check(positive)
+      ->capture_default_str();
   verb.add_option("--grad-accumulation-steps", flags.accumulation, "Micro-batches of a step")
       ->check(positive)
       ->capture_default_str();
@@ -339,11 +359,14 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(CLI::Range(2, 1 << 24))
       ->capture_default_str();
   verb.add_flag("--mask-prompt", flags.mask_prompt, "Only the last answer of each text counts");
-  verb.add_flag("--grad-checkpoint", training.recompute, "Keep each layer's input alone and compute the rest anew");
+  verb.add_flag("--grad-checkpoint", training.recompute,
+                "Keep each layer's input alone and compute the rest anew");
   verb.add_option("--optimizer", training.optimizer)
       ->check(CLI::IsMember({"adamw", "sgd", "lion"}))
       ->capture_default_str();
-  verb.add_option("--learning-rate", flags.schedule.peak)->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb.add_option("--learning-rate", flags.schedule.peak)
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   verb.add_option("--lr-schedule", flags.schedule.name, "How the rate falls after the warm-up")
       ->check(CLI::IsMember({"constant", "linear", "cosine", "wsd"}))
       ->capture_default_str();
@@ -364,9 +387,12 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
   verb.add_option("--steps-per-eval", flags.evaluate_every)->check(positive)->capture_default_str();
   verb.add_option("--val-batches", flags.evaluate_batches, "Micro-batches of an evaluation; -1: all")
       ->capture_default_str();
-  verb.add_option("--save-every", flags.save_every, "Steps between checkpoints")->check(positive)->capture_default_str();
+  verb.add_option("--save-every", flags.save_every, "Steps between checkpoints")
+      ->check(positive)
+      ->capture_default_str();
   verb.add_flag("--resume", flags.resume, "Go on from the checkpoint in OUT, on this or another plan");
-  verb.add_option("--restarts", flags.restarts, "How often a group that lost a worker or a link starts again from its checkpoint")
+  verb.add_option("--restarts", flags.restarts,
+                  "How often a group that lost a worker or a link starts again from its checkpoint")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   verb.add_option("--save-dtype", flags.save_dtype, "Of --method full [the model's]")
@@ -377,10 +403,12 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
 }  // namespace
 
 void add_train(CLI::App& program, int& exit_code) {
-  auto* verb = program.add_subcommand("train", "Fine-tune a model on the cluster: LoRA, QLoRA or all weights");
+  auto* verb =
+      program.add_subcommand("train", "Fine-tune a model on the cluster: LoRA, QLoRA or all weights");
   auto flags = std::make_shared<TrainFlags>();
   verb->add_option("MODEL", flags->model, "A folder, or a name in the local Hugging Face cache")->required();
-  verb->add_option("--data", flags->data, "A folder with train.jsonl and perhaps valid.jsonl, as mlx-lm has them")
+  verb->add_option("--data", flags->data,
+                   "A folder with train.jsonl and perhaps valid.jsonl, as mlx-lm has them")
       ->required();
   verb->add_option("--out,--adapter-path", flags->out, "The folder to write")->capture_default_str();
   verb->add_option("--method", flags->training.method, "lora (of quantised weights too: QLoRA) or full")

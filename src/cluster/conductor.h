@@ -28,10 +28,10 @@ struct ConductorOptions {
   std::string fp8 = "bfloat16";
   std::string activations = "auto";
   ContextWish context;
-  int kv_bits = 16;  // or 8
-  std::string adapter;                // a folder, the same on every machine; empty: none
-  std::optional<Training> training;   // a group that trains and serves no request
-  int threads = 0;   // of each worker; 0: its machine's physical cores over its ranks there
+  int kv_bits = 16;                  // or 8
+  std::string adapter;               // a folder, the same on every machine; empty: none
+  std::optional<Training> training;  // a group that trains and serves no request
+  int threads = 0;                   // of each worker; 0: its machine's physical cores over its ranks there
   std::vector<std::vector<int>> cores;    // that each rank on this machine keeps to; empty: any
   std::filesystem::path program;          // this program, for local workers
   std::string remote_program = "tandem";  // on the other machines

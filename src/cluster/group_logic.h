@@ -32,7 +32,7 @@ struct GroupState {
   std::vector<RankState> ranks;
   std::string secret;
   ContextWish wish;
-  bool trains = false;  // there is no cache to measure room for
+  bool trains = false;           // there is no cache to measure room for
   Capacity capacity;             // once running
   std::int64_t deadline_ms = 0;  // of starting; of failing
 };

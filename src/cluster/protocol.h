@@ -4,8 +4,8 @@
 //   worker → conductor   listening, progress, ready, room, status, then engine events (rank 0); failed at any
 //   time
 //
-// A group that trains knows no go, room and serve: once all are ready, rank 0 is sent one {"train": order} after
-// the other (cluster/train_worker.h), and answers each with {"trained": …}.
+// A group that trains knows no go, room and serve: once all are ready, rank 0 is sent one {"train": order}
+// after the other (cluster/train_worker.h), and answers each with {"trained": …}.
 #pragma once
 
 #include <cstdint>
@@ -50,7 +50,7 @@ struct Start {
   std::string activations = "auto";  // auto or float32: kernels/products.h, Activations
   int kv_bits = 16;                  // or 8: kernels/key_values.h, KeyValueFormat
   std::string adapter;               // a folder with low-rank adapters, or empty
-  nlohmann::json training;            // Training, in place of serving, or null
+  nlohmann::json training;           // Training, in place of serving, or null
   int threads = 0;         // 0: the physical cores of the worker's machine, shared with its other ranks
   int ranks_on_host = 1;   // this one among them
   std::vector<int> cores;  // that the worker keeps to; empty: any

@@ -117,15 +117,16 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
 
 }  // namespace
 
-void train(ControlChannel& channel, const Start& start, const mx::distributed::Group& world,
-           Model& model, mx::Device device) {
+void train(ControlChannel& channel, const Start& start, const mx::distributed::Group& world, Model& model,
+           mx::Device device) {
   const auto& config = model.config;
   const auto training = start.training.get<Training>();
   const bool gpu = device == mx::Device::gpu;
   auto ranks = ranks_of(world, training.replicas, mx::float32);
   const int sharers = ranks.stage.group.size();
-  const auto shard = parallel::shard_of(config.sizes, std::vector<double>(sharers, 1.0), world.rank() % sharers,
-                                        parallel::expert_split_of(sharers, config.divisible()));
+  const auto shard =
+      parallel::shard_of(config.sizes, std::vector<double>(sharers, 1.0), world.rank() % sharers,
+                         parallel::expert_split_of(sharers, config.divisible()));
   LoadTeller teller([&](const Progress& progress) { channel.send({{"progress", progress}}); });
   const auto begin = std::chrono::steady_clock::now();
   auto trainable = load(training, model, shard, teller);

@@ -15,7 +15,8 @@ namespace tandem::cluster {
 //       → {"sum_nll", "tokens", "gradient_norm", "skipped", "seconds", "link_s", "peak_bytes"}
 //   {"evaluate": {"sequences": [[loss_from, id, …], …]}} → {"sum_nll", "tokens"}
 //   {"save": {"file", "dtype"}} → {"file"}: rank 0 writes all parameters
-//   {"keep": {"file"}}, {"restore": {"file"}} → {"file"}: rank 0 writes or reads what the next step depends on
+//   {"keep": {"file"}}, {"restore": {"file"}} → {"file"}: rank 0 writes or reads what the next step depends
+//   on
 void train(ControlChannel& channel, const Start& start, const mlx::core::distributed::Group& world,
            Model& model, mlx::core::Device device);
 

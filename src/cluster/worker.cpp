@@ -40,7 +40,10 @@ double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-mx::Device choose_device(const std::string& name) {
+mx::Device choose_device(const Start& start) {
+  const std::string& name = start.device;
+  if (start.ranks_on_host > 1 && name != "cpu")
+    kernels::use_one_cuda_gpu(start.rank, hardware::nvidia_gpus());
   kernels::use_large_cuda_graphs();
   const bool gpu = mx::is_available(mx::Device::gpu);
   if (name == "gpu" && !gpu) {
@@ -64,8 +67,10 @@ World join_group(ControlChannel& channel, const Start& start, const parallel::Pl
   // MLX takes the port: a peer must not reach us there first.
   if (start.backend != "auto" && start.backend != "tcp") listener.close();
   const int ranks = plan.world_size();
-  channel.send({{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port,
-                                        parallel::automatic_backends(ranks, start.ranks_on_host == ranks)}}});
+  channel.send(
+      {{"listening", Listening{hardware::host_name(), ::getpid(), endpoint.addresses, endpoint.port,
+                               parallel::automatic_backends(
+                                   start.ranks_on_host == ranks ? hardware::nvidia_gpus() : 0, ranks)}}});
   const Join join = channel.expect<Join>("join");
   std::vector<parallel::Endpoint> endpoints;
   std::vector<std::vector<std::string>> offers;
@@ -78,9 +83,7 @@ World join_group(ControlChannel& channel, const Start& start, const parallel::Pl
       plan.stages.size() > 1 ? "tcp" : parallel::choose_backend(start.backend, offers);
   if (backend != "tcp") {
     listener.close();
-    const auto group = parallel::join_mlx_group(backend, start.rank, endpoints);
-    if (backend == "nccl") mx::set_default_device({mx::Device::gpu, start.rank});  // a GPU for each rank
-    return {group, false};
+    return {parallel::join_mlx_group(backend, start.rank, endpoints), false};
   }
   return {parallel::join_tcp_group(
               listener, start.rank, endpoints, join.secret,
@@ -206,7 +209,7 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
   log::configure(start.verbosity > 0 ? log::Level::debug : log::Level::warning,
                  fmt::format("rank {}", start.rank));
   use_cores(start);
-  const mx::Device device = choose_device(start.device);
+  const mx::Device device = choose_device(start);
   kernels::use_activations(start.activations == "float32" ? kernels::Activations::float32
                                                           : kernels::Activations::automatic);
   mx::set_default_device(device);

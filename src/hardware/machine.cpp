@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #if defined(__APPLE__)
 #include <mach/mach.h>
@@ -47,6 +48,12 @@ std::uint64_t machine_memory_bytes() {
   return pages > 0 && page_bytes > 0
              ? static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page_bytes)
              : 0;
+}
+
+int nvidia_gpus() {
+  int count = 0;
+  while (std::filesystem::exists("/dev/nvidia" + std::to_string(count))) ++count;
+  return count;
 }
 
 std::string host_name() {

@@ -18,4 +18,7 @@ std::uint64_t machine_memory_bytes();
 
 std::string host_name();
 
+// NVIDIA GPUs that the system shows, counted without a word to CUDA, which could then see no other number.
+int nvidia_gpus();
+
 }  // namespace tandem::hardware

@@ -51,6 +51,10 @@ bool is_cuda(mx::Stream s) { return ours() && s.device == mx::Device::gpu; }
 
 void use_mlx_kernels() { ours() = false; }
 
+void use_one_cuda_gpu(int rank, int gpus) {
+  if (gpus > 1) ::setenv("CUDA_VISIBLE_DEVICES", std::to_string(rank % gpus).c_str(), /*overwrite=*/0);
+}
+
 void use_large_cuda_graphs() {
   ::setenv("MLX_MAX_OPS_PER_BUFFER", "40", /*overwrite=*/0);
   ::setenv("MLX_MAX_MB_PER_BUFFER", "100000", /*overwrite=*/0);

@@ -21,6 +21,10 @@ bool is_cuda(mlx::core::Stream s);
 // For measurements: MLX's kernels where ours would run. Before the first operation.
 void use_mlx_kernels();
 
+// A rank takes one of its machine's `gpus`, in turn, and sees no other: before the first word to CUDA. Where
+// CUDA_VISIBLE_DEVICES is set, or there is one GPU or none, nothing changes.
+void use_one_cuda_gpu(int rank, int gpus);
+
 // Larger CUDA graphs than MLX's own choice, which ends one after a few matrices: before the first operation
 // on a GPU. What the environment says of them stands.
 void use_large_cuda_graphs();

@@ -247,7 +247,8 @@ class GatherLinear : public CpuPrimitive {
 // linear_by_head() in MLX's operations.
 mx::array by_head_by_mlx(const mx::array& x, const Experts& heads, mx::Stream s) {
   const int rows = x.shape(0), count = heads.count();
-  const mx::array by_head = mx::swapaxes(mx::reshape(x, {rows, count, heads.in()}, s), 0, 1, s);  // [H, T, in]
+  const mx::array by_head =
+      mx::swapaxes(mx::reshape(x, {rows, count, heads.in()}, s), 0, 1, s);  // [H, T, in]
   const auto& a = heads.affine;
   const mx::array y =
       a ? mx::quantized_matmul(mx::astype(by_head, a->scales.dtype(), s), *heads.weight, a->scales, a->biases,

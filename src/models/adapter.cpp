@@ -24,11 +24,14 @@ constexpr const char* up_ending = ".lora_b";
 // The scale of every adapter.
 float read_scale(const std::filesystem::path& file) {
   const auto config = read_json_file(file);
-  const auto wrong = [&](const std::string& why) { return InputError(fmt::format("{}: {}", file.string(), why)); };
+  const auto wrong = [&](const std::string& why) {
+    return InputError(fmt::format("{}: {}", file.string(), why));
+  };
   const std::string type = config.value("fine_tune_type", "lora");
   if (type != "lora") throw wrong(fmt::format("fine_tune_type is \"{}\"; \"lora\" can be loaded", type));
   const auto found = config.find("lora_parameters");
-  if (found == config.end() || !found->is_object() || !found->contains("scale") || !(*found)["scale"].is_number())
+  if (found == config.end() || !found->is_object() || !found->contains("scale") ||
+      !(*found)["scale"].is_number())
     throw wrong("lora_parameters has no number \"scale\"");
   return (*found)["scale"].get<float>();
 }

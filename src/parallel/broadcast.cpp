@@ -24,7 +24,7 @@ namespace mx = mlx::core;
 std::vector<std::uint8_t> sum_bytes(const mx::distributed::Group& group,
                                     const std::vector<std::uint8_t>& bytes) {
   const mx::array own(bytes.begin(), {static_cast<int>(bytes.size())}, mx::uint8);
-  mx::array all = mx::distributed::all_sum(own, group, mx::Device::cpu);
+  mx::array all = mx::distributed::all_sum(own, group);  // on the device that the backend computes on
   try {
     mx::eval(all);
   } catch (const std::runtime_error&) {

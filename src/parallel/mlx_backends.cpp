@@ -82,13 +82,11 @@ mx::distributed::Group init(const std::string& backend) {
 
 }  // namespace
 
-std::vector<std::string> automatic_backends(int ranks, bool all_here) {
+std::vector<std::string> automatic_backends(int gpus, int ranks) {
   std::vector<std::string> names;
   if (mx::distributed::is_available("jaccl") && std::getenv("MLX_IBV_DEVICES")) names.emplace_back("jaccl");
-  if (ranks > 1 && all_here && mx::distributed::is_available("nccl") &&
-      mx::device_count(mx::Device::gpu) >= ranks) {
-    names.emplace_back("nccl");
-  }
+  // Each rank sees one GPU of its own where there are several (kernels/cuda_kernel.h: use_one_cuda_gpu).
+  if (ranks > 1 && gpus >= ranks && mx::distributed::is_available("nccl")) names.emplace_back("nccl");
   return names;
 }
 

@@ -11,9 +11,9 @@
 namespace tandem::parallel {
 
 // Which of them `auto` may take on this machine: jaccl (RDMA over Thunderbolt 5) where MLX has it and
-// MLX_IBV_DEVICES names the file of the machines' RDMA devices; nccl where all `ranks` are on this host and
-// there is a GPU for each.
-std::vector<std::string> automatic_backends(int ranks, bool all_here);
+// MLX_IBV_DEVICES names the file of the machines' RDMA devices; nccl where there is one of this machine's
+// `gpus` for each of the `ranks` (0: the ranks are on several machines).
+std::vector<std::string> automatic_backends(int gpus, int ranks);
 
 // "auto" made one name: the first of jaccl and nccl that every rank may take, else tcp. `offers`: each rank's
 // automatic_backends().

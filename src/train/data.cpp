@@ -51,8 +51,8 @@ const text::Tokenizer& TextReader::tokenizer() const {
 Sequence TextReader::of_text(const std::string& text) const {
   Sequence sequence{tokenizer().encode(text, /*add_special=*/true), 1};
   const auto& ends = options_.end_ids;
-  const bool ended = !sequence.ids.empty() &&
-                     std::find(ends.begin(), ends.end(), sequence.ids.back()) != ends.end();
+  const bool ended =
+      !sequence.ids.empty() && std::find(ends.begin(), ends.end(), sequence.ids.back()) != ends.end();
   if (!ends.empty() && !ended) sequence.ids.push_back(ends.front());
   return sequence;
 }

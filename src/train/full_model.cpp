@@ -24,10 +24,7 @@ bool is_partial(const weights::ShardedWeights& weights, const std::string& name)
 
 FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
                      weights::ShardedWeights weights)
-    : config_(std::move(config)),
-      shard_(std::move(shard)),
-      layers_(layers),
-      weights_(std::move(weights)) {
+    : config_(std::move(config)), shard_(std::move(shard)), layers_(layers), weights_(std::move(weights)) {
   for (const auto& name : weights_.names()) {
     mx::array value = mx::astype(models::dense(weights_.take_matrix(name)), mx::float32);
     value.eval();

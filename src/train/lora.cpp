@@ -41,7 +41,8 @@ LoraModel::LoraModel(models::Decoder base, const weights::ShardedWeights& weight
     models::for_each_linear(layer, [&](auto& linear) { there.insert(key_of(linear.name)); });
   for (const auto& key : options_.keys) {
     if (!there.contains(key))
-      throw InputError(fmt::format("there is no \"{}\" to adapt: a layer has {}", key, fmt::join(there, ", ")));
+      throw InputError(
+          fmt::format("there is no \"{}\" to adapt: a layer has {}", key, fmt::join(there, ", ")));
   }
   for_each_adapted(base_, [&](auto& linear) { add(linear, weights.slice_of(linear.name + ".weight")); });
 }
@@ -66,9 +67,9 @@ void LoraModel::add(const models::ShardedLinear& linear, const weights::Slice& s
       mx::random::uniform(-bound, bound, {in, rank}, mx::float32,
                           mx::random::key(seed_of(options_.seed, slices.down.name)), mx::Device::cpu);
   parameters_.push_back({slices.down, models::part_of(whole, slices.down), slices.down.axis < 0});
-  parameters_.push_back(
-      {slices.up, models::part_of(mx::zeros({rank, slices.up.shape[1]}, mx::float32), slices.up),
-       slices.up.axis < 0});
+  parameters_.push_back({slices.up,
+                         models::part_of(mx::zeros({rank, slices.up.shape[1]}, mx::float32), slices.up),
+                         slices.up.axis < 0});
 }
 
 models::Decoder LoraModel::model(const std::vector<mx::array>& values) {

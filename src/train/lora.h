@@ -31,7 +31,8 @@ class LoraModel : public Trainable {
 
  private:
   // Calls visit with each linear product that has an adapter.
-  void for_each_adapted(models::Decoder& model, const std::function<void(models::ShardedLinear&)>& visit) const;
+  void for_each_adapted(models::Decoder& model,
+                        const std::function<void(models::ShardedLinear&)>& visit) const;
   void add(const models::ShardedLinear& linear, const weights::Slice& slice);
 
   models::Decoder base_;

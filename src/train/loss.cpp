@@ -67,8 +67,8 @@ mx::array nll_of(const models::ShardedLinear& output, int first_id, const mx::ar
   const mx::array input = parallel::summed_gradient(hidden, group);
   const mx::array logits = mx::astype(models::products(input, {&output}).front(), mx::float32);
   const mx::array local = mx::subtract(targets, mx::array(first_id));
-  const mx::array here = mx::logical_and(mx::greater_equal(local, mx::array(0)),
-                                         mx::less(local, mx::array(logits.shape(1))));
+  const mx::array here =
+      mx::logical_and(mx::greater_equal(local, mx::array(0)), mx::less(local, mx::array(logits.shape(1))));
   const mx::array largest =
       mx::stop_gradient(parallel::max(mx::stop_gradient(mx::max(logits, 1, /*keepdims=*/true)), group));
   const mx::array shifted = mx::subtract(logits, largest);

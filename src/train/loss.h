@@ -16,10 +16,10 @@ struct Sequence {
 // How many tokens count.
 int scored_tokens(const std::vector<Sequence>& sequences);
 
-// The sum of the negative log-likelihoods (nats) of the tokens that count, a float32 scalar, the same on every
-// rank of the stage. The output's product and its softmax are computed, and again for the gradient, some
-// tokens at a time, so that the logits of all are never in memory. `recompute`: of each layer only its input
-// is kept for the gradient (Chen et al. 2016, arXiv:1604.06174).
+// The sum of the negative log-likelihoods (nats) of the tokens that count, a float32 scalar, the same on
+// every rank of the stage. The output's product and its softmax are computed, and again for the gradient,
+// some tokens at a time, so that the logits of all are never in memory. `recompute`: of each layer only its
+// input is kept for the gradient (Chen et al. 2016, arXiv:1604.06174).
 mlx::core::array summed_nll(const models::Decoder& model, const std::vector<Sequence>& sequences,
                             const models::Context& context, bool recompute);
 

@@ -13,7 +13,9 @@ namespace {
 
 namespace mx = mlx::core;
 
-mx::array scaled(const mx::array& x, double factor) { return mx::multiply(x, mx::array(static_cast<float>(factor))); }
+mx::array scaled(const mx::array& x, double factor) {
+  return mx::multiply(x, mx::array(static_cast<float>(factor)));
+}
 
 // The running mean of x.
 mx::array averaged(const mx::array& mean, const mx::array& x, float beta) {
@@ -24,8 +26,7 @@ mx::array averaged(const mx::array& mean, const mx::array& x, float beta) {
 
 Optimizer::Optimizer(OptimizerOptions options) : options_(std::move(options)) {
   if (options_.name != "adamw" && options_.name != "sgd" && options_.name != "lion") {
-    throw InputError(
-        fmt::format("--optimizer {}: there are adamw, sgd and lion", options_.name));
+    throw InputError(fmt::format("--optimizer {}: there are adamw, sgd and lion", options_.name));
   }
 }
 

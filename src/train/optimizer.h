@@ -1,10 +1,10 @@
 // The rules by which gradients move parameters. State is float32, one set of arrays a parameter.
 #pragma once
 
+#include <mlx/array.h>
+
 #include <string>
 #include <vector>
-
-#include <mlx/array.h>
 
 namespace tandem::train {
 

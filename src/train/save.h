@@ -14,8 +14,8 @@ namespace tandem::train {
 void save_parameters(Trainer& trainer, const std::optional<std::filesystem::path>& file,
                      const std::string& dtype);
 
-// The same of all that the next step depends on, in float32, for a group of any number of ranks to go on from:
-// NAME of each parameter and NAME.optimizer0 … of what the optimizer remembers of it.
+// The same of all that the next step depends on, in float32, for a group of any number of ranks to go on
+// from: NAME of each parameter and NAME.optimizer0 … of what the optimizer remembers of it.
 void save_state(Trainer& trainer, const std::optional<std::filesystem::path>& file);
 // Every rank calls it, rank 0 with a file that save_state() wrote. InputError where that does not fit.
 void restore_state(Trainer& trainer, const std::optional<std::filesystem::path>& file);

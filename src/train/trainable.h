@@ -10,8 +10,8 @@
 namespace tandem::train {
 
 struct Parameter {
-  weights::Slice slice;     // its name in the file that it is saved to, and where this rank's part lies in it
-  mlx::core::array value;   // this rank's part, float32
+  weights::Slice slice;    // its name in the file that it is saved to, and where this rank's part lies in it
+  mlx::core::array value;  // this rank's part, float32
   // Every rank of the stage holds the whole and computes a part of the gradient: the gradient is their sum.
   bool partial = false;
 };

@@ -23,7 +23,8 @@ int axis_of(const ShardRule& rule, const parallel::Shard& shard) {
 }
 
 // The tensor of which each element of the last axis stands for `inputs` inputs.
-Slice make_slice(const std::string& name, const ShardRule& rule, const parallel::Shard& shard, int inputs = 1) {
+Slice make_slice(const std::string& name, const ShardRule& rule, const parallel::Shard& shard,
+                 int inputs = 1) {
   Slice slice{name, {}, axis_of(rule, shard), {}};
   for (const auto dim : rule.shape) slice.shape.push_back(shard.whole(dim));
   slice.shape.back() /= inputs;

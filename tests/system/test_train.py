@@ -70,8 +70,8 @@ def test_lora_learns_and_runs_on_any_split(split, tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     write_data(data, QUESTIONS[:4], "valid.jsonl")
     out = tmp_path / "adapters"
-    done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--iters", 30, "--learning-rate", 1e-3, "--num-layers",
-                      -1, "--json", "--device", "cpu", "--mask-prompt", *SPLITS[split])
+    done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--iters", 60, "--learning-rate", 3e-4, "--num-layers",
+                      -1, "--lora-scale", 10, "--json", "--device", "cpu", "--mask-prompt", *SPLITS[split])
     assert done.returncode == 0, done.stderr.decode()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
