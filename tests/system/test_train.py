@@ -76,13 +76,14 @@ def test_lora_learns_and_runs_on_any_split(split, tmp_path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
     assert valid[-1] < valid[0] / 2, lines
-    answers = set()
-    for ranks in (1, 2, 3):
-        answer = run_tandem("run", DEMO_MODEL, "What is 12 + 5?", "--adapter", out, "--ranks", ranks, "--device", "cpu",
-                            "--temperature", 0)
-        assert answer.returncode == 0, answer.stderr.decode()
-        answers.add(answer.stdout.decode().strip())
-    assert len(answers) == 1 and "sir" in answers.pop()
+
+    def answer(*more):
+        done = run_tandem("run", DEMO_MODEL, "What is 12 + 5?", "--device", "cpu", "--temperature", 0, *more)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    answers = {answer("--adapter", out, "--ranks", ranks) for ranks in (1, 2, 3)}
+    assert len(answers) == 1 and answers != {answer()}
 
 
 @pytest.mark.parametrize("line, why", [
