@@ -319,8 +319,8 @@ std::int64_t multiply_row(const Multiply& args, std::int64_t units, std::int64_t
   const std::int64_t bytes = args.panel_stride, full = args.shape.out / panel_outputs;
   const std::int64_t half = (smaller(end_panel, full) - first_panel) / panels_of_a_row;
   for (std::int64_t p = first_panel; p < first_panel + half; ++p) {
-    panel<Isa, 1, panels_of_a_row, F>({&args.shape, args.panels + p * bytes, half, bytes, args.prepared, 0, units,
-                                       !args.adds, args.y + p * panel_outputs, args.stride});
+    panel<Isa, 1, panels_of_a_row, F>({&args.shape, args.panels + p * bytes, half, bytes, args.prepared, 0,
+                                       units, !args.adds, args.y + p * panel_outputs, args.stride});
   }
   return first_panel + panels_of_a_row * half;
 }
