@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/terminal.h"
+#include "cluster/train_worker.h"
 
 namespace tandem::cli {
 
@@ -14,14 +15,13 @@ using nlohmann::json;
 
 json bench_training(cluster::Conductor& conductor, const BenchTraining& sizes) {
   std::mt19937 random(1);
-  json batch = json::array();
-  for (int i = 0; i < sizes.batch; ++i) {
-    json sequence = json::array({1});  // the first token that counts
+  std::vector<train::Sequence> batch(sizes.batch);
+  for (auto& sequence : batch) {
     for (int t = 0; t <= sizes.tokens; ++t)
-      sequence.push_back(random() % static_cast<unsigned>(sizes.vocabulary));
-    batch.push_back(std::move(sequence));
+      sequence.ids.push_back(static_cast<int>(random() % static_cast<unsigned>(sizes.vocabulary)));
   }
-  const json order{{"step", {{"batches", json::array({std::move(batch)})}, {"learning_rate", 0.0}}}};
+  const json order{
+      {"step", {{"batches", json::array({cluster::sequences_to_json(batch)})}, {"learning_rate", 0.0}}}};
   conductor.carry_out(order);
   std::vector<double> seconds;
   double link_s = 0;

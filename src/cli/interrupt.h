@@ -5,6 +5,9 @@
 
 namespace tandem::cli {
 
+// Of a verb that Ctrl-C has stopped.
+inline constexpr int exit_interrupted = 130;
+
 // Takes Ctrl-C in while it lives, instead of ending the program. Guards may nest, in one thread.
 class InterruptGuard {
  public:

@@ -13,8 +13,6 @@
 namespace tandem::cli {
 namespace {
 
-constexpr int exit_interrupted = 130;
-
 struct PullFlags {
   std::string model;
   std::vector<std::string> include;

@@ -19,8 +19,6 @@
 namespace tandem::cli {
 namespace {
 
-constexpr int exit_interrupted = 130;
-
 struct QuantizeFlags {
   std::string model;
   std::string out;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "cli/answer.h"
 #include "cli/chat.h"
+#include "cli/interrupt.h"
 #include "cli/sampling_flags.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
@@ -13,8 +14,6 @@
 
 namespace tandem::cli {
 namespace {
-
-constexpr int exit_interrupted = 130;
 
 struct RunFlags {
   std::string model;

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -14,6 +13,7 @@
 #include "cli/session.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
+#include "cluster/train_worker.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "train/data.h"
@@ -24,8 +24,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-constexpr int exit_interrupted = 130;
 
 struct TrainFlags {
   std::string model, data, out = "adapters";
@@ -46,16 +44,6 @@ std::string dtype_of(const TrainFlags& flags, const json& config) {
   const std::string name =
       flags.save_dtype.empty() ? config.value("torch_dtype", "bfloat16") : flags.save_dtype;
   return name == "float32" ? "F32" : name == "float16" ? "F16" : "BF16";
-}
-
-json to_json(const std::vector<train::Sequence>& sequences) {
-  json list = json::array();
-  for (const auto& one : sequences) {
-    json ids = json::array({one.loss_from});
-    for (const int id : one.ids) ids.push_back(id);
-    list.push_back(std::move(ids));
-  }
-  return list;
 }
 
 parallel::Plan plan_of(const TrainFlags& flags, const models::ModelConfig& config) {
@@ -203,7 +191,7 @@ class Run {
 
   void step(int number, train::Batches& batches) {
     json micro = json::array();
-    for (int i = 0; i < flags_.accumulation; ++i) micro.push_back(to_json(batches.next()));
+    for (int i = 0; i < flags_.accumulation; ++i) micro.push_back(cluster::sequences_to_json(batches.next()));
     rate_ = train::learning_rate(flags_.schedule, number, flags_.iters);
     const json done =
         conductor_->carry_out({{"step", {{"batches", std::move(micro)}, {"learning_rate", rate_}}}});
@@ -256,7 +244,8 @@ class Run {
     for (std::size_t first = 0; first < count; first += each) {
       const auto at = [&](std::size_t i) { return valid.begin() + static_cast<std::ptrdiff_t>(i); };
       const json done = conductor_->carry_out(
-          {{"evaluate", {{"sequences", to_json({at(first), at(std::min(count, first + each))})}}}});
+          {{"evaluate",
+            {{"sequences", cluster::sequences_to_json({at(first), at(std::min(count, first + each))})}}}});
       nll += done["sum_nll"].get<double>();
       tokens += done["tokens"].get<std::int64_t>();
     }

@@ -29,17 +29,6 @@ train::Ranks ranks_of(const mx::distributed::Group& world, int replicas, mx::Dty
   return {{stage, activations}, part(replicas, world.rank() % sharers)};
 }
 
-std::vector<train::Sequence> sequences_from(const json& list) {
-  std::vector<train::Sequence> sequences;
-  for (const auto& one : list) {
-    auto ids = one.get<std::vector<int>>();
-    const int loss_from = ids.front();
-    ids.erase(ids.begin());
-    sequences.push_back({std::move(ids), loss_from});
-  }
-  return sequences;
-}
-
 class TrainWork {
  public:
   TrainWork(const mx::distributed::Group& world, train::Trainer trainer)
@@ -49,7 +38,7 @@ class TrainWork {
   json carry_out(const json& order) {
     if (order.contains("step")) return step(order["step"]);
     if (order.contains("evaluate")) {
-      const auto result = trainer_.evaluate(sequences_from(order["evaluate"]["sequences"]));
+      const auto result = trainer_.evaluate(sequences_from_json(order["evaluate"]["sequences"]));
       return {{"sum_nll", result.sum_nll}, {"tokens", result.tokens}};
     }
     if (order.contains("save")) {
@@ -70,7 +59,7 @@ class TrainWork {
  private:
   json step(const json& order) {
     std::vector<std::vector<train::Sequence>> batches;
-    for (const auto& batch : order["batches"]) batches.push_back(sequences_from(batch));
+    for (const auto& batch : order["batches"]) batches.push_back(sequences_from_json(batch));
     const auto start = std::chrono::steady_clock::now();
     const double link_start = parallel::link_use(world_).seconds;
     const auto result = trainer_.step(batches, order["learning_rate"].get<double>());
@@ -116,6 +105,27 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
 }
 
 }  // namespace
+
+json sequences_to_json(const std::vector<train::Sequence>& sequences) {
+  json list = json::array();
+  for (const auto& one : sequences) {
+    json ids = json::array({one.loss_from});
+    for (const int id : one.ids) ids.push_back(id);
+    list.push_back(std::move(ids));
+  }
+  return list;
+}
+
+std::vector<train::Sequence> sequences_from_json(const json& list) {
+  std::vector<train::Sequence> sequences;
+  for (const auto& one : list) {
+    auto ids = one.get<std::vector<int>>();
+    const int loss_from = ids.front();
+    ids.erase(ids.begin());
+    sequences.push_back({std::move(ids), loss_from});
+  }
+  return sequences;
+}
 
 void train(ControlChannel& channel, const Start& start, const mx::distributed::Group& world, Model& model,
            mx::Device device) {

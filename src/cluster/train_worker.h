@@ -4,11 +4,19 @@
 #include <mlx/device.h>
 #include <mlx/distributed/distributed.h>
 
+#include <nlohmann/json.hpp>
+#include <vector>
+
 #include "cluster/control_channel.h"
 #include "cluster/loading.h"
 #include "cluster/protocol.h"
+#include "train/loss.h"
 
 namespace tandem::cluster {
+
+// Sequences as orders have them: [[loss_from, id, …], …].
+nlohmann::json sequences_to_json(const std::vector<train::Sequence>& sequences);
+std::vector<train::Sequence> sequences_from_json(const nlohmann::json& list);
 
 // Loads this rank's part and carries rank 0's orders out, for ever. Orders, and what rank 0 answers:
 //   {"step": {"batches": [[[loss_from, id, …], …], …], "learning_rate"}}

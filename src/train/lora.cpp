@@ -11,6 +11,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "models/adapter.h"
 #include "models/visit.h"
 
@@ -23,13 +24,6 @@ namespace mx = mlx::core;
 std::string key_of(const std::string& name) {
   const std::string prefix = "model.layers.";
   return name.substr(name.find('.', prefix.size()) + 1);
-}
-
-// FNV-1a: the noise of a matrix depends on the seed and its name.
-std::uint64_t seed_of(std::uint64_t seed, const std::string& name) {
-  std::uint64_t value = 14695981039346656037u ^ seed;
-  for (const char c : name) value = (value ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  return value;
 }
 
 }  // namespace
@@ -65,7 +59,7 @@ void LoraModel::add(const models::ShardedLinear& linear, const weights::Slice& s
   const float bound = 1 / std::sqrt(static_cast<float>(in));
   const mx::array whole =
       mx::random::uniform(-bound, bound, {in, rank}, mx::float32,
-                          mx::random::key(seed_of(options_.seed, slices.down.name)), mx::Device::cpu);
+                          mx::random::key(fnv1a(slices.down.name, options_.seed)), mx::Device::cpu);
   parameters_.push_back({slices.down, models::part_of(whole, slices.down), slices.down.axis < 0});
   parameters_.push_back({slices.up,
                          models::part_of(mx::zeros({rank, slices.up.shape[1]}, mx::float32), slices.up),

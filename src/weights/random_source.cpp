@@ -10,6 +10,8 @@
 #include <random>
 #include <string_view>
 
+#include "base/hash.h"
+
 namespace tandem::weights {
 namespace {
 
@@ -42,18 +44,11 @@ mx::array make_codes() {
   return evaluated(mx::array(codes.data(), {static_cast<int>(block_elements)}, mx::uint32));
 }
 
-// FNV-1a.
-std::uint64_t hash(std::string_view name) {
-  std::uint64_t value = 14695981039346656037u;
-  for (const char c : name) value = (value ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  return value;
-}
-
 // The deviation of a code, all of which are as likely.
 double code_deviation(int bits) { return std::sqrt((std::pow(4.0, bits) - 1) / 12); }
 
 void fill_from_block(const Slice& slice, const mx::array& block, char* to) {
-  const std::uint64_t size = block.itemsize(), offset = hash(slice.name) % block_elements;
+  const std::uint64_t size = block.itemsize(), offset = fnv1a(slice.name) % block_elements;
   const Pieces pieces = pieces_of(slice);
   for (std::uint64_t run = 0; run < pieces.runs; ++run) {
     std::uint64_t at = (offset + pieces.first + run * pieces.stride) % block_elements;

@@ -7,12 +7,6 @@
 namespace tandem::parallel {
 namespace {
 
-std::vector<std::uint8_t> message(std::size_t size) {
-  std::vector<std::uint8_t> bytes(size);
-  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::uint8_t>(i * 7 + size);
-  return bytes;
-}
-
 TEST(Broadcast, EveryRankGetsTheRootsBytes) {
   for (const int ranks : {2, 3, 5}) {
     const MeetingPoint meeting(ranks);

@@ -13,12 +13,6 @@
 namespace tandem::parallel {
 namespace {
 
-std::vector<std::uint8_t> message(std::size_t size) {
-  std::vector<std::uint8_t> bytes(size);
-  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::uint8_t>(i * 7 + size);
-  return bytes;
-}
-
 TEST(Messages, ComeAsTheyWereSentInOrder) {
   const MeetingPoint meeting(3);
   const std::vector<std::size_t> sizes{0, 1, 1000, 1'000'000, 3};

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <string>
@@ -21,6 +22,13 @@ namespace tandem::parallel {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+
+// Bytes that differ with their place and number.
+inline std::vector<std::uint8_t> message(std::size_t size) {
+  std::vector<std::uint8_t> bytes(size);
+  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::uint8_t>(i * 7 + size);
+  return bytes;
+}
 
 // Where the ranks of one test meet.
 class MeetingPoint {
