@@ -37,12 +37,15 @@ struct Avx512 {
     return _mm512_castsi512_ps(_mm512_and_si512(load_int(at), broadcast_int(static_cast<int>(0xffff0000U))));
   }
 
+// Intel takes the loops without (panels.cpp).
 #ifdef __AVX512BF16__
+  static constexpr Prefetch prefetch = prefetch_past_caches;
   static constexpr bool bf16_pairs = true;
   static Float pair_dot(Float acc, Int a, Int b) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
 #else
+  static constexpr Prefetch prefetch = prefetch_to_second_level;
   static constexpr bool bf16_pairs = false;
 #endif
 
@@ -54,7 +57,7 @@ struct Avx512 {
 #pragma GCC unroll 8
     for (int step = 0; step < 8; ++step) {
       Int w[V];
-      for (int v = 0; v < V; ++v) w[v] = load_int(ahead<M>(codes + step * 128 + v * 64));
+      for (int v = 0; v < V; ++v) w[v] = load_int(codes + step * 128 + v * 64);
       add_products<M, V>(w, x + step * 4 * M, dots);
     }
   }
@@ -66,7 +69,7 @@ struct Avx512 {
     for (int step = 0; step < 8; step += 2) {
       Int first[V], second[V];
       for (int v = 0; v < V; ++v) {
-        const Int both = load_int(ahead<M>(codes + step * 64 + v * 64));
+        const Int both = load_int(codes + step * 64 + v * 64);
         first[v] = _mm512_and_si512(both, low);
         second[v] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
       }

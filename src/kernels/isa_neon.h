@@ -13,6 +13,7 @@ struct Neon {
   using Int = int32x4_t;
   static constexpr int lanes = 4, vectors = 4, dense_rows = 5, integer_rows = 4;
   static constexpr bool bf16_pairs = false;
+  static constexpr Prefetch prefetch = prefetch_past_caches;
 
   static Float zero() { return vdupq_n_f32(0); }
   static Float broadcast(float v) { return vdupq_n_f32(v); }
@@ -42,7 +43,7 @@ struct Neon {
     for (int step = 0; step < 8; ++step) {
       int8x16_t w[V];
       for (int v = 0; v < V; ++v) {
-        w[v] = vreinterpretq_s8_u8(veorq_u8(load_codes<M>(codes + step * 128, v), vdupq_n_u8(128)));
+        w[v] = vreinterpretq_s8_u8(veorq_u8(load_codes(codes + step * 128, v), vdupq_n_u8(128)));
       }
       add_products<M, V>(w, x + step * 4 * M, dots);
     }
@@ -53,7 +54,7 @@ struct Neon {
     for (int step = 0; step < 8; step += 2) {
       int8x16_t first[V], second[V];
       for (int v = 0; v < V; ++v) {
-        const uint8x16_t both = load_codes<M>(codes + step * 64, v);
+        const uint8x16_t both = load_codes(codes + step * 64, v);
         first[v] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
         second[v] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
       }
@@ -62,11 +63,9 @@ struct Neon {
     }
   }
 
-  // Vector v of codes; one of them in a line reads ahead.
-  template <int M>
+  // Vector v of codes.
   static uint8x16_t load_codes(const std::byte* codes, int v) {
-    const std::byte* at = codes + v * 16;
-    return vld1q_u8(reinterpret_cast<const std::uint8_t*>(v % 4 == 0 ? ahead<M>(at) : at));
+    return vld1q_u8(reinterpret_cast<const std::uint8_t*>(codes + v * 16));
   }
 
  private:

@@ -31,12 +31,14 @@ std::vector<const PanelLoops*> loops_of_this_processor() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   if (avx512) found.push_back(&panels_avx512);
+  const bool intel = __builtin_cpu_is("intel");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
     // Intel multiplies pairs of bfloat16 no faster than floats (Granite Rapids: 110 against 165 Gflop/s).
-    found.insert(__builtin_cpu_is("intel") ? found.end() : found.begin(), &panels_avx512_bf16);
+    found.insert(intel ? found.end() : found.begin(), &panels_avx512_bf16);
   }
   // F16C is older than AVX2.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&panels_avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    found.push_back(intel ? &panels_avx2_of_intel : &panels_avx2);
 #elif defined(__APPLE__) && defined(__aarch64__)
   if (has_i8mm()) found.push_back(&panels_neon_i8mm);  // from M2 on
   found.push_back(&panels_neon);                       // every Apple silicon has it

@@ -10,6 +10,7 @@ struct Avx2 {
   using Int = __m256i;
   static constexpr int lanes = 8, vectors = 2, dense_rows = 6, integer_rows = 4;
   static constexpr bool bf16_pairs = false;
+  static constexpr Prefetch prefetch = prefetch_past_caches;
 
   static Float zero() { return _mm256_setzero_ps(); }
   static Float broadcast(float v) { return _mm256_set1_ps(v); }
@@ -46,7 +47,7 @@ struct Avx2 {
     for (int step = 0; step < 8; ++step) {
       Int w[V], magnitude[V];
       for (int v = 0; v < V; ++v) {
-        w[v] = _mm256_xor_si256(load_int(ahead<M>(codes + step * 128 + v * 32)), middle);
+        w[v] = _mm256_xor_si256(load_int(codes + step * 128 + v * 32), middle);
         magnitude[v] = _mm256_abs_epi8(w[v]);
       }
       for (int m = 0; m < M; ++m) {
@@ -70,7 +71,7 @@ struct Avx2 {
 #pragma GCC unroll 4
     for (int step = 0; step < 8; step += 2) {
       Int both[V];
-      for (int v = 0; v < V; ++v) both[v] = load_int(ahead<M>(codes + step * 64 + v * 32));
+      for (int v = 0; v < V; ++v) both[v] = load_int(codes + step * 64 + v * 32);
       for (int half = 0; half < 2; ++half) {
         for (int v = 0; v < V; ++v) {
           const Int w = _mm256_and_si256(half ? _mm256_srli_epi16(both[v], 4) : both[v], low);
@@ -89,8 +90,13 @@ struct Avx2 {
   }
 };
 
+struct Avx2OfIntel : Avx2 {
+  static constexpr Prefetch prefetch = prefetch_to_second_level;
+};
+
 }  // namespace
 
 extern const PanelLoops panels_avx2 = panel_loops<Avx2>("avx2");
+extern const PanelLoops panels_avx2_of_intel = panel_loops<Avx2OfIntel>("avx2");
 
 }  // namespace tandem::kernels

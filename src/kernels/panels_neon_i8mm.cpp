@@ -15,8 +15,8 @@ struct NeonI8mm : Neon {
     for (int step = 0; step < 8; step += 2) {
       uint8x16_t first[V], second[V];
       for (int v = 0; v < V; ++v) {
-        first[v] = load_codes<M>(codes + step * 128, v);
-        second[v] = load_codes<M>(codes + (step + 1) * 128, v);
+        first[v] = load_codes(codes + step * 128, v);
+        second[v] = load_codes(codes + (step + 1) * 128, v);
       }
       add_products<M, V>(first, second, x + step * 4 * M, dots);
     }
@@ -27,7 +27,7 @@ struct NeonI8mm : Neon {
     for (int step = 0; step < 8; step += 2) {
       uint8x16_t first[V], second[V];
       for (int v = 0; v < V; ++v) {
-        const uint8x16_t both = load_codes<M>(codes + step * 64, v);
+        const uint8x16_t both = load_codes(codes + step * 64, v);
         first[v] = vandq_u8(both, vdupq_n_u8(15));
         second[v] = vshrq_n_u8(both, 4);
       }

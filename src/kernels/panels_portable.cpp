@@ -7,6 +7,7 @@ namespace {
 struct Portable {
   static constexpr int lanes = 8, vectors = 4, dense_rows = 2, integer_rows = 2;
   static constexpr bool bf16_pairs = false;
+  static constexpr Prefetch prefetch = prefetch_past_caches;
   struct Float {
     float at[lanes];
   };
