@@ -1,6 +1,6 @@
-// A step of decode on a GPU in its parts: building the graph, handing it to the GPU, waiting, reading the
-// logits. Usage: bench_decode SHAPE.json 4|8|bf16 [BATCH [mlx]], one rank, random weights, prompts of 256
-// tokens; "mlx": by MLX's kernels alone.
+// Steps of decode on a GPU, each handed out while the one before is computed, as a lone rank does. Usage:
+// bench_decode SHAPE.json 4|8|bf16 [BATCH [mlx|mlx-waits]], random weights, prompts of 256 tokens; "mlx": by
+// MLX's kernels alone; "mlx-waits": and each step is handed out when the one before is done.
 #include <fmt/format.h>
 #include <mlx/mlx.h>
 
@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "base/file.h"
+#include "engine/step.h"
 #include "kernels/cuda_kernel.h"
 #include "models/families.h"
+#include "parallel/tcp_group.h"
 #include "weights/random_source.h"
 
 namespace {
@@ -61,35 +63,31 @@ models::Decoder random_model(const std::string& file, const std::string& bits) {
 }
 
 struct Times {
-  std::vector<double> build, launch, total, read;
+  std::vector<double> handed_out, step;
 };
 
-Times measure(const models::Decoder& model, int batch) {
-  const models::Context context{mx::distributed::init(false, "any"), mx::bfloat16};
-  std::vector<models::KvCache> caches(batch, models::KvCache(model.config.layers));
+// Of each step: what the host takes to hand it out, and the time from one step's logits to the next's.
+Times measure(engine::StepRunner runner, int batch) {
+  std::vector<engine::SequenceStep> prompts, answers;
+  for (int slot = 0; slot < batch; ++slot) {
+    prompts.push_back({slot, std::vector<int>(prompt, 7), {prompt - 1}});
+    answers.push_back({slot, {runner.overlaps() ? engine::likeliest_token : 7}, {0}});
+  }
   Times times;
+  runner.start({{}, prompts});
+  if (!runner.overlaps()) runner.finish();
+  double last = 0;
   for (int step = 0; step < warm_up + steps; ++step) {
-    const int each = step == 0 ? prompt : 1;
-    std::vector<models::SequenceRows> sequences;
-    for (auto& cache : caches) sequences.push_back({each, &cache});
-    const std::vector<int> tokens(batch * each, 7);
-    const int count = static_cast<int>(tokens.size());
-    const mx::array ids(tokens.data(), {count}, mx::int32);
     const double start = now_s();
-    const mx::array hidden = models::forward(model, models::embed(model, ids, context), sequences, context);
-    const mx::array last = mx::slice(hidden, {count - batch, 0}, {count, hidden.shape(1)});
-    mx::array logits = mx::astype(models::logits(model, last, context), mx::float32);
-    const double built = now_s();
-    mx::async_eval(logits);
-    const double launched = now_s();
-    logits.wait();
+    runner.start({{}, answers});
+    const double started = now_s();
+    runner.finish();
     const double done = now_s();
-    const std::vector<float> row(logits.data<float>(), logits.data<float>() + logits.size());
-    if (step < warm_up) continue;
-    times.build.push_back(built - start);
-    times.launch.push_back(launched - built);
-    times.total.push_back(done - start);
-    times.read.push_back(now_s() - done);
+    if (step >= warm_up) {
+      times.handed_out.push_back(started - start);
+      times.step.push_back(done - last);
+    }
+    last = done;
   }
   return times;
 }
@@ -98,20 +96,30 @@ Times measure(const models::Decoder& model, int batch) {
 
 int main(int count, char** args) {
   if (count < 3 || count > 5) {
-    fmt::print(stderr, "usage: bench_decode SHAPE.json 4|8|bf16 [BATCH [mlx]]\n");
+    fmt::print(stderr, "usage: bench_decode SHAPE.json 4|8|bf16 [BATCH [mlx|mlx-waits]]\n");
     return 2;
   }
   const int batch = count > 3 ? std::stoi(args[3]) : 1;
   kernels::use_large_cuda_graphs();
-  if (count > 4 && std::string(args[4]) == "mlx") kernels::use_mlx_kernels();
+  const std::string by = count > 4 ? args[4] : "ours";
+  if (by != "ours") kernels::use_mlx_kernels();
   mx::set_default_device(mx::Device::gpu);
-  const double copy = copy_speed();
-  const auto model = random_model(args[1], args[2]);
-  const Times times = measure(model, batch);
-  const double total = median(times.total),
-               speed = static_cast<double>(models::step_bytes(model)) / total / 1e12;
-  fmt::print("build {:.2f} ms, launch {:.2f} ms, total {:.2f} ms, then reading the logits {:.2f} ms\n",
-             1e3 * median(times.build), 1e3 * median(times.launch), 1e3 * total, 1e3 * median(times.read));
-  fmt::print("{:.1f} tok/s, weights read at {:.2f} TB/s, {:.0f} % of the copy's {:.2f} TB/s\n", batch / total,
+  const double copy = copy_speed(), start = now_s();
+  auto model = random_model(args[1], args[2]);
+  const auto bytes = static_cast<double>(models::step_bytes(model));
+  fmt::print(stderr, "made the weights in {:.1f} s\n", now_s() - start);
+  const auto group = parallel::single_rank_group();
+  const parallel::Plan alone{{{0, model.config.layers, {{}}}}};
+  const Times times = measure({std::move(model),
+                               {group, mx::bfloat16},
+                               group,
+                               alone.place(0),
+                               kernels::KeyValueFormat::plain,
+                               /*overlaps=*/by != "mlx-waits"},
+                              batch);
+  const double step = median(times.step), speed = bytes / step / 1e12;
+  fmt::print("a step: {:.2f} ms, of which the host hands it out in {:.2f} ms\n", 1e3 * step,
+             1e3 * median(times.handed_out));
+  fmt::print("{:.1f} tok/s, weights read at {:.2f} TB/s, {:.0f} % of the copy's {:.2f} TB/s\n", batch / step,
              speed, 100 * speed / copy, copy);
 }

@@ -122,12 +122,13 @@ class Work {
     if (!plan.released_slots.empty()) report(plan.released_slots.size());
     timed([&] { runner_.start(plan); });
   }
-  std::vector<float> finish() {
-    std::vector<float> rows;
-    timed([&] { rows = runner_.finish(); });
-    return rows;
+  engine::StepResult finish() {
+    engine::StepResult result;
+    timed([&] { result = runner_.finish(); });
+    return result;
   }
   bool can_finish() const { return runner_.can_finish(); }
+  bool overlaps() const { return runner_.overlaps(); }
 
  private:
   template <typename Part>
@@ -169,7 +170,9 @@ void lead(ControlChannel& channel, Work& work, engine::ServingLimits serving_lim
     for (; message; message = channel.try_receive()) {
       answer(scheduler.submit(engine::request_from_json(*message), now_s()));
     }
-    engine::StepPlan plan = scheduler.next(now_s());
+    // Of steps that overlap, the device has one to go on with.
+    const bool full = work.overlaps() && under_way.size() >= 2;
+    engine::StepPlan plan = full ? engine::StepPlan{} : scheduler.next(now_s(), work.overlaps());
     bool wait = plan.empty() && !under_way.empty();  // nothing to compute without a step's logits
     if (!wait) {
       work.tell(plan);
@@ -177,8 +180,7 @@ void lead(ControlChannel& channel, Work& work, engine::ServingLimits serving_lim
       under_way.push_back(std::move(plan));
     }
     for (; wait || work.can_finish(); wait = false) {
-      auto rows = work.finish();
-      answer(scheduler.finish(under_way.front(), rows, now_s()));
+      answer(scheduler.finish(under_way.front(), work.finish(), now_s()));
       under_way.pop_front();
     }
   }
@@ -236,7 +238,8 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
              {stage, activations},
              group,
              plan.place(start.rank),
-             start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain},
+             start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain,
+             /*overlaps=*/device == mx::Device::gpu && plan.world_size() == 1},
             group, stages > 1);
   channel.send({{"ready", ready}});
   channel.expect<json>("go");

@@ -84,6 +84,11 @@ double uniform_noise(std::uint64_t seed, std::uint64_t position) {
   return static_cast<double>(mixed(mixed(seed) ^ position) >> 11) * 0x1.0p-53;
 }
 
+bool takes_likeliest(const Sampling& s) {
+  return s.temperature == 0 && s.repetition_penalty == 1 && s.frequency_penalty == 0 &&
+         s.presence_penalty == 0;
+}
+
 void check_finite(std::span<const float> logits) {
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
     throw std::runtime_error(

@@ -15,6 +15,9 @@ namespace tandem::engine {
 int sample(std::span<float> logits, const Sampling& sampling, std::span<const int> prompt,
            std::span<const int> answer, int position);
 
+// Whether sample() is the highest logit's token, without penalties.
+bool takes_likeliest(const Sampling& sampling);
+
 // Throws std::runtime_error where a logit is NaN or infinite.
 void check_finite(std::span<const float> logits);
 

@@ -161,14 +161,35 @@ std::size_t Scheduler::running() const {
   return count;
 }
 
-StepPlan Scheduler::next(double now_s) {
+bool Scheduler::Sequence::may_go_ahead() const {
+  const auto* generate = std::get_if<GenerateRequest>(&request);
+  return generate && planned == static_cast<int>(ids.size()) && takes_likeliest(generate->sampling) &&
+         static_cast<int>(ids.size()) - prompt_tokens + 1 < generate->max_tokens;
+}
+
+// Else those that may would take every other step without the rest, each of which reads all weights.
+bool Scheduler::all_may_go_ahead(std::size_t count) const {
+  return std::all_of(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(count),
+                     [](const Sequence& sequence) {
+                       const auto* generate = std::get_if<GenerateRequest>(&sequence.request);
+                       return !generate || takes_likeliest(generate->sampling);
+                     });
+}
+
+StepPlan Scheduler::next(double now_s, bool ahead) {
   StepPlan plan;
   plan.released_slots = std::exchange(released_, {});
   int prompt_tokens = prompt_tokens_of_a_step(), scored_tokens = limits::score_chunk_tokens,
       answers = answers_of_a_step();
   const std::size_t count = running();
+  ahead = ahead && all_may_go_ahead(count);
   for (std::size_t i = 0; i < count; ++i) {
     Sequence& sequence = queue_[i];
+    if (ahead && sequence.may_go_ahead()) {
+      plan.sequences.push_back({sequence.slot, {likeliest_token}, {0}, false});
+      ++sequence.planned;
+    }
+    if (sequence.awaits_token()) continue;
     const int left = static_cast<int>(sequence.ids.size()) - sequence.planned;
     int& room = sequence.answers()                                       ? answers
                 : std::holds_alternative<ScoreRequest>(sequence.request) ? scored_tokens
@@ -185,18 +206,20 @@ StepPlan Scheduler::next(double now_s) {
   return plan;
 }
 
-std::vector<Event> Scheduler::finish(const StepPlan& plan, std::span<float> rows, double now_s) {
+std::vector<Event> Scheduler::finish(const StepPlan& plan, StepResult result, double now_s) {
   std::vector<Event> events;
+  std::span<float> rows = result.logits;
+  std::span<const int> likeliest = result.likeliest;
   for (const SequenceStep& step : plan.sequences) {
     const auto found = std::find_if(queue_.begin(), queue_.end(),
                                     [&](const Sequence& sequence) { return sequence.slot == step.slot; });
     const std::size_t logits = step.rows.size() * static_cast<std::size_t>(limits_.vocabulary);
-    if (found == queue_.end()) {  // cancelled meanwhile
-      rows = rows.subspan(logits);
-      continue;
-    }
-    const auto own = finish_step(*found, step, rows.first(logits), now_s);
+    const auto own_rows = rows.first(logits);
+    const auto own_likeliest = likeliest.first(likeliest.empty() ? 0 : step.rows.size());
     rows = rows.subspan(logits);
+    likeliest = likeliest.subspan(own_likeliest.size());
+    if (found == queue_.end()) continue;  // it ended meanwhile
+    const auto own = finish_step(*found, step, own_rows, own_likeliest, now_s);
     events.insert(events.end(), own.begin(), own.end());
     if (!own.empty() && std::holds_alternative<DoneEvent>(own.back())) queue_.erase(found);
   }
@@ -204,11 +227,11 @@ std::vector<Event> Scheduler::finish(const StepPlan& plan, std::span<float> rows
 }
 
 std::vector<Event> Scheduler::finish_step(Sequence& sequence, const SequenceStep& step, std::span<float> rows,
-                                          double now_s) {
+                                          std::span<const int> likeliest, double now_s) {
   const auto tokens = static_cast<int>(step.tokens.size());
   if (std::holds_alternative<GenerateRequest>(sequence.request)) {
     sequence.computed += tokens;
-    return step.rows.empty() ? std::vector<Event>{} : finish_generate(sequence, rows, now_s);
+    return step.rows.empty() ? std::vector<Event>{} : finish_generate(sequence, rows, likeliest, now_s);
   }
   auto events = finish_score(sequence, step, rows);
   sequence.computed += tokens;
@@ -220,11 +243,14 @@ std::vector<Event> Scheduler::finish_step(Sequence& sequence, const SequenceStep
   return events;
 }
 
-std::vector<Event> Scheduler::finish_generate(Sequence& sequence, std::span<float> rows, double now_s) {
+std::vector<Event> Scheduler::finish_generate(Sequence& sequence, std::span<float> rows,
+                                              std::span<const int> likeliest, double now_s) {
   const auto& request = std::get<GenerateRequest>(sequence.request);
   const std::span<const int> ids = sequence.ids;
-  const int token = sample(rows, request.sampling, ids.first(sequence.prompt_tokens),
-                           ids.subspan(sequence.prompt_tokens), static_cast<int>(ids.size()));
+  int token = sample(rows, request.sampling, ids.first(sequence.prompt_tokens),
+                     ids.subspan(sequence.prompt_tokens), static_cast<int>(ids.size()));
+  // Of equal logits the one that the next step may have been given.
+  if (!likeliest.empty() && takes_likeliest(request.sampling)) token = likeliest.back();
   const int answered = static_cast<int>(ids.size()) - sequence.prompt_tokens;
   if (answered == 0) sequence.first_token_s = now_s;
   if (std::find(request.end_ids.begin(), request.end_ids.end(), token) != request.end_ids.end()) {

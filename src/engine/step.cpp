@@ -105,43 +105,100 @@ StepPlan decode(std::span<const std::uint8_t> bytes) {
   return plan;
 }
 
+// All tokens, one sequence's after the other.
+mx::array StepRunner::ids_of(const StepPlan& plan) const {
+  std::vector<int> ids, places;  // places: of each id, in `ids` followed by likeliest_
+  bool known = true;
+  std::size_t total = 0;
+  for (const auto& sequence : plan.sequences) total += sequence.tokens.size();
+  for (const auto& sequence : plan.sequences) {
+    for (const int token : sequence.tokens) {
+      int place = static_cast<int>(ids.size());
+      if (token == likeliest_token) {
+        const auto row = likeliest_rows_.find(sequence.slot);
+        if (row == likeliest_rows_.end()) throw ClusterError("a step plan awaits a token that no step gives");
+        place = static_cast<int>(total) + row->second;
+        known = false;
+      }
+      ids.push_back(std::max(0, token));
+      places.push_back(place);
+    }
+  }
+  if (known) return int_array(ids);
+  return mx::take(mx::concatenate({int_array(ids), *likeliest_}, 0), int_array(places), 0);
+}
+
 void StepRunner::start(const StepPlan& plan) {
   for (const int slot : plan.released_slots) caches_.erase(slot);
-  std::vector<int> ids, wanted;  // wanted: rows of all tokens
+  std::optional<mx::array> ids;  // [tokens]
+  if (!plan.sequences.empty()) ids = ids_of(plan);
+  int tokens = 0;
+  std::vector<int> wanted;  // rows of all tokens
   std::vector<models::SequenceRows> sequences;
+  std::map<int, int> rows_of_slots;
   for (const auto& sequence : plan.sequences) {
     auto& cache = caches_.try_emplace(sequence.slot, static_cast<int>(model_.layers.size()), cache_format_)
                       .first->second;
-    for (const int row : sequence.rows) wanted.push_back(static_cast<int>(ids.size()) + row);
-    ids.insert(ids.end(), sequence.tokens.begin(), sequence.tokens.end());
+    for (const int row : sequence.rows) {
+      rows_of_slots[sequence.slot] = static_cast<int>(wanted.size());
+      wanted.push_back(tokens + row);
+    }
+    tokens += static_cast<int>(sequence.tokens.size());
     sequences.push_back({static_cast<int>(sequence.tokens.size()), &cache, sequence.expanded});
   }
   ++started_;
   if (samples()) {
     const auto vocabulary = static_cast<std::size_t>(model_.config.sizes.vocabulary);
-    under_way_.push_back({started_, wanted.size() * vocabulary, {}});
+    under_way_.push_back({started_, wanted.size() * vocabulary, {}, {}});
   }
-  if (ids.empty()) return;
-  const mx::array input = place_.first() ? models::embed(model_, int_array(ids), context_)
-                                         : take_rows(static_cast<int>(ids.size()));
+  if (!ids) return;
+  const mx::array input = place_.first() ? models::embed(model_, *ids, context_) : take_rows(tokens);
   const mx::array hidden = models::forward(model_, input, sequences, context_);  // [T, hidden]
   if (!place_.last()) return give_rows(hidden);
+  if (wanted.empty() && overlaps_) {
+    mx::async_eval(hidden);
+    under_way_.back().computing = {hidden};
+    return;
+  }
   if (wanted.empty()) return mx::eval(hidden);
+  likeliest_rows_ = std::move(rows_of_slots);
   give_logits(models::logits(model_, mx::take(hidden, int_array(wanted), 0), context_));
 }
 
-std::vector<float> StepRunner::finish() {
+StepResult StepRunner::finish() {
   UnderWay& step = under_way_.front();
-  if (awaits(step)) {
+  StepResult result;
+  if (!step.computing.empty()) {
+    for (mx::array& array : step.computing) array.wait();
+    if (step.logits > 0) {
+      const mx::array &logits = step.computing[0], &likeliest = step.computing[1];
+      result.logits.assign(logits.data<float>(), logits.data<float>() + logits.size());
+      result.likeliest.assign(likeliest.data<int>(), likeliest.data<int>() + likeliest.size());
+    }
+  } else if (awaits(step)) {
     step.arrived.resize(step.logits);
     parallel::exchange(world_, {{place_.output_rank, std::nullopt, bytes_of(step.arrived)}});
+    result.logits = std::move(step.arrived);
+  } else {
+    result.logits = std::move(step.arrived);
   }
-  std::vector<float> logits = std::move(step.arrived);
   under_way_.pop_front();
-  return logits;
+  return result;
 }
 
-bool StepRunner::can_finish() const { return !under_way_.empty() && !awaits(under_way_.front()); }
+bool StepRunner::can_finish() const {
+  if (under_way_.empty()) return false;
+  const UnderWay& oldest = under_way_.front();
+  if (oldest.computing.empty()) return !awaits(oldest);
+  return std::all_of(oldest.computing.begin(), oldest.computing.end(),
+                     [](const mx::array& x) { return x.is_available(); });
+}
+
+StepMemory StepRunner::memory() const {
+  StepMemory memory = step_memory(model_, context_.activations, cache_format_);
+  if (overlaps_) memory.buffers *= 2;
+  return memory;
+}
 
 // [T, hidden] from the stage before.
 mx::array StepRunner::take_rows(int tokens) const {
@@ -181,6 +238,12 @@ StepRunner::UnderWay* StepRunner::step_to_take_in() {
 
 void StepRunner::give_logits(const mx::array& logits) {
   mx::array rows = mx::contiguous(mx::astype(logits, mx::float32));  // [rows, vocabulary]
+  if (overlaps_) {
+    likeliest_ = mx::astype(mx::argmax(rows, -1), mx::int32);
+    mx::async_eval(rows, *likeliest_);
+    under_way_.back().computing = {rows, *likeliest_};
+    return;
+  }
   rows.eval();
   if (samples()) {
     under_way_.back().arrived.assign(rows.data<float>(), rows.data<float>() + rows.size());

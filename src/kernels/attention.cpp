@@ -156,11 +156,20 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
 
 }  // namespace
 
+bool AttentionHeads::are_even() const {
+  const int queries = static_cast<int>(kv_of_query.size());
+  if (queries % kv_heads != 0) return false;
+  for (int head = 0; head < queries; ++head) {
+    if (kv_of_query[head] != head / (queries / kv_heads)) return false;
+  }
+  return true;
+}
+
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionHeads& heads,
                     const std::vector<AttentionRows>& sequences, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   check(q, k, v, heads, sequences);
-  if (stream.device == mx::Device::gpu) return attention_by_mlx(q, k, v, heads, sequences, stream);
+  if (stream.device == mx::Device::gpu) return attention_on_gpu(q, k, v, heads, sequences, stream);
   if (heads.expansion && (heads.expansion->key_up.packed.empty() || heads.expansion->value_up.packed.empty()))
     throw std::invalid_argument("attention: what expands latents must be packed for a CPU stream");
   const int value_dim = value_dim_of(heads, v);

@@ -30,6 +30,9 @@ struct AttentionHeads {
   // Where there is one, of kv_heads = 1: k [T, latent + rope] is what is held, the same as in the absorbed
   // form with value_dim = latent; q is [T, Hq * (nope + rope)], the result [T, Hq * value]. Packed for a CPU.
   std::optional<HeadExpansion> expansion = {};
+
+  // Whether query head h reads key/value head h / (Hq / kv_heads).
+  bool are_even() const;
 };
 
 // The rows of one sequence. They follow what `held` holds and are appended to it; without one they stand
@@ -43,7 +46,8 @@ struct AttentionRows {
 // On a CPU stream all become float32; the softmax runs over blocks of keys at absolute positions, so that the
 // bits of a row depend neither on its neighbours nor on how its sequence was cut into calls, and no matrix of
 // scores is ever whole. (Of finite values: what is not finite in v may show in other rows of its block.) On a
-// GPU stream: MLX's scaled_dot_product_attention, sequence by sequence. Gradients by q, k and v of sequences
+// GPU stream: MLX's scaled_dot_product_attention, sequence by sequence, but one kernel for all answers where
+// there is one (cuda_attention.h). Gradients by q, k and v of sequences
 // that stand alone, by a reference that holds the scores of a sequence; of an expansion by the absorbed form,
 // which computes the same. std::invalid_argument where the shapes do not fit together. `held` counts the rows
 // of a call from the call on: drop it when a call is never evaluated. What a call appends is there for the

@@ -3,6 +3,9 @@
 #include <mlx/fast.h>
 #include <mlx/ops.h>
 
+#include <algorithm>
+
+#include "kernels/cuda_attention.h"
 #include "kernels/pointwise.h"
 
 namespace tandem::kernels {
@@ -29,13 +32,7 @@ mx::array to_rows(const mx::array& x, int width, mx::Stream s) {
 // Appends `update` [1, heads, T, D] after the first `length` positions and gives all of them.
 mx::array append(std::optional<mx::array>& held, int length, const mx::array& update, mx::Stream s) {
   const int heads = update.shape(1), end = length + update.shape(2), dim = update.shape(3);
-  const int capacity = held ? held->shape(2) : 0;
-  if (end > capacity) {
-    constexpr int block = KeyValuePanels::block;
-    const int grown = (end + block - 1) / block * block;
-    const mx::array room = mx::zeros({1, heads, grown - capacity, dim}, update.dtype(), s);
-    held = held ? mx::concatenate({*held, room}, 2, s) : room;
-  }
+  grow(held, end, update.shape(), update.dtype(), s);
   // Moved in, so that MLX may write into the buffer in place.
   held = mx::slice_update(std::exchange(held, std::nullopt).value(), update, mx::Shape{0, 0, length, 0},
                           mx::Shape{1, heads, end, dim}, s);
@@ -55,16 +52,6 @@ mx::array append(HeldRows& held, KeyValueFormat format, int length, mx::array up
   const mx::array all =
       mx::dequantize(rows, scales, biases, group, bits, "affine", std::nullopt, std::nullopt, s);
   return missing > 0 ? mx::slice(all, {0, 0, 0, 0}, {1, all.shape(1), all.shape(2), dim}, s) : all;
-}
-
-// Whether query head h reads key/value head h / (Hq / Hkv), as MLX's grouped attention takes it.
-bool is_even(const AttentionHeads& heads) {
-  const int queries = static_cast<int>(heads.kv_of_query.size());
-  if (queries % heads.kv_heads != 0) return false;
-  for (int head = 0; head < queries; ++head) {
-    if (heads.kv_of_query[head] != head / (queries / heads.kv_heads)) return false;
-  }
-  return true;
 }
 
 // [T, start + T]: whether position start + row sees column, causal and at most `window` back.
@@ -109,49 +96,75 @@ mx::array absorbed(const mx::array& q, const mx::array& k, AttentionHeads heads,
   return linear_by_head(attention_by_mlx(queries, k, k, heads, sequences, s), up.value_up, s);
 }
 
+// One sequence, whose rows of q, k and v are those from `first` on.
+mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionHeads& heads,
+                 int first, const AttentionRows& sequence, mx::Stream s) {
+  const auto& up = heads.expansion;
+  const int query_heads = static_cast<int>(heads.kv_of_query.size());
+  const bool in_keys = up || heads.value_dim > 0;
+  const int value_dim = up                    ? up->value_up.out()
+                        : heads.value_dim > 0 ? heads.value_dim
+                                              : v.shape(1) / heads.kv_heads;
+  const int end = first + sequence.tokens, start = sequence.held ? sequence.held->length : 0;
+  mx::array keys = to_heads(k, first, end, heads.kv_heads, s),
+            values = to_heads(v, first, end, heads.kv_heads, s);
+  if (sequence.held) {
+    keys = append(sequence.held->keys, sequence.held->format, start, keys, s);
+    if (!in_keys) values = append(sequence.held->values, sequence.held->format, start, values, s);
+    sequence.held->length += sequence.tokens;
+  }
+  if (up) {
+    auto made = expand(keys, *up, s);
+    keys = made.keys;
+    values = made.values;
+  } else if (in_keys) {
+    values = mx::slice(keys, {0, 0, 0, 0}, {1, keys.shape(1), keys.shape(2), value_dim}, s);
+  }
+  if (!heads.are_even()) {
+    const mx::array index(heads.kv_of_query.begin(), {query_heads});
+    keys = mx::take(keys, index, 1, s);
+    values = mx::take(values, index, 1, s);
+  }
+  const bool slides = heads.window > 0 && start + sequence.tokens > heads.window;
+  const auto mask =
+      slides ? std::optional(window_mask(start, sequence.tokens, heads.window, s)) : std::nullopt;
+  const mx::array y = mx::fast::scaled_dot_product_attention(
+      to_heads(q, first, end, query_heads, s), keys, values, heads.scale,
+      slides ? "array" : (sequence.tokens > 1 ? "causal" : ""), mask, std::nullopt, false, s);
+  return to_rows(y, query_heads * value_dim, s);
+}
+
 }  // namespace
 
 mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::array& v,
                            const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
                            mx::Stream s) {
-  const auto& up = heads.expansion;
-  if (up && !up->key_up.packed.empty()) return absorbed(q, k, heads, sequences, s);
-  const int query_heads = static_cast<int>(heads.kv_of_query.size());
+  if (heads.expansion && !heads.expansion->key_up.packed.empty()) return absorbed(q, k, heads, sequences, s);
   std::vector<mx::array> results;
   int first = 0;
-  const bool in_keys = up || heads.value_dim > 0;
-  const int value_dim = up                    ? up->value_up.out()
-                        : heads.value_dim > 0 ? heads.value_dim
-                                              : v.shape(1) / heads.kv_heads;
   for (const auto& sequence : sequences) {
-    const int end = first + sequence.tokens, start = sequence.held ? sequence.held->length : 0;
-    mx::array keys = to_heads(k, first, end, heads.kv_heads, s),
-              values = to_heads(v, first, end, heads.kv_heads, s);
-    if (sequence.held) {
-      keys = append(sequence.held->keys, sequence.held->format, start, keys, s);
-      if (!in_keys) values = append(sequence.held->values, sequence.held->format, start, values, s);
-      sequence.held->length += sequence.tokens;
+    results.push_back(attend(q, k, v, heads, first, sequence, s));
+    first += sequence.tokens;
+  }
+  return results.size() == 1 ? results.front() : mx::concatenate(results, 0, s);
+}
+
+mx::array attention_on_gpu(const mx::array& q, const mx::array& k, const mx::array& v,
+                           const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
+                           mx::Stream s) {
+  const auto is_answer = [](const AttentionRows& one) { return one.tokens == 1 && one.held; };
+  std::vector<mx::array> results;
+  int first = 0;
+  for (auto at = sequences.begin(); at != sequences.end();) {
+    const auto end = std::find_if_not(at, sequences.end(), is_answer);
+    if (auto y = attention_on_cuda(q, k, v, heads, first, {at, end}, s)) {
+      results.push_back(*y);
+      first += static_cast<int>(end - at);
+      at = end;
+    } else {
+      results.push_back(attend(q, k, v, heads, first, *at, s));
+      first += at++->tokens;
     }
-    if (up) {
-      auto made = expand(keys, *up, s);
-      keys = made.keys;
-      values = made.values;
-    } else if (in_keys) {
-      values = mx::slice(keys, {0, 0, 0, 0}, {1, keys.shape(1), keys.shape(2), value_dim}, s);
-    }
-    if (!is_even(heads)) {
-      const mx::array index(heads.kv_of_query.begin(), {query_heads});
-      keys = mx::take(keys, index, 1, s);
-      values = mx::take(values, index, 1, s);
-    }
-    const bool slides = heads.window > 0 && start + sequence.tokens > heads.window;
-    const auto mask =
-        slides ? std::optional(window_mask(start, sequence.tokens, heads.window, s)) : std::nullopt;
-    const mx::array y = mx::fast::scaled_dot_product_attention(
-        to_heads(q, first, end, query_heads, s), keys, values, heads.scale,
-        slides ? "array" : (sequence.tokens > 1 ? "causal" : ""), mask, std::nullopt, false, s);
-    results.push_back(to_rows(y, query_heads * value_dim, s));
-    first = end;
   }
   return results.size() == 1 ? results.front() : mx::concatenate(results, 0, s);
 }

@@ -3,6 +3,8 @@
 #include <mlx/backend/cuda/cuda.h>
 #include <stdlib.h>
 
+#include <algorithm>
+
 namespace tandem::kernels {
 
 namespace mx = mlx::core;
@@ -62,6 +64,10 @@ void use_large_cuda_graphs() {
 
 bool is_half(mx::Dtype dtype) { return dtype == mx::float16 || dtype == mx::bfloat16; }
 
+bool has_gradient(const std::vector<mx::array>& inputs) {
+  return std::any_of(inputs.begin(), inputs.end(), [](const mx::array& x) { return x.is_tracer(); });
+}
+
 // MLX writes and looks up a kernel's source on each call, which takes as long as the kernel; so its primitive
 // is kept.
 std::vector<mx::array> CudaKernels::run(std::vector<int> key, const Describe& describe,
@@ -73,7 +79,8 @@ std::vector<mx::array> CudaKernels::run(std::vector<int> key, const Describe& de
   if (!primitive) {
     const CudaLaunch launch = describe();
     const auto kernel =
-        mx::fast::cuda_kernel(launch.name, launch.inputs, launch.outputs, launch.source, launch.header);
+        mx::fast::cuda_kernel(launch.name, launch.inputs, launch.outputs, launch.source, launch.header,
+                              /*ensure_row_contiguous=*/!launch.strided);
     primitive =
         kernel(inputs, shapes, dtypes, launch.grid, launch.block, launch.constants, std::nullopt, false, s)
             .front()

@@ -41,7 +41,11 @@ struct CudaLaunch {
   std::vector<std::string> inputs, outputs;  // pointers to row-major arrays
   std::vector<std::pair<std::string, mlx::core::fast::TemplateArg>> constants;  // numbers and types
   std::tuple<int, int, int> grid, block;                                        // in threads
+  bool strided = false;  // inputs are taken as they lie, with NAME_strides; else made row-major
 };
+
+// Whether a gradient is asked for, which kernels of ours have none of: MLX's operations run then.
+bool has_gradient(const std::vector<mlx::core::array>& inputs);
 
 // Kernels of one name. Each of them is described and compiled once for each `key`, which holds all that it
 // depends on.

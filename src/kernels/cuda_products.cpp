@@ -242,7 +242,7 @@ CudaKernels& packed_kernels() {
 std::optional<mx::array> linear_on_cuda(const mx::array& x, const Matrix& matrix, mx::Stream s) {
   if (!is_cuda(s) || !matrix.affine || !fits(*matrix.affine, matrix.in())) return std::nullopt;
   const int in = matrix.in(), rows = static_cast<int>(x.size() / in);
-  if (rows == 0 || rows > max_rows) return std::nullopt;
+  if (rows == 0 || rows > max_rows || has_gradient({x})) return std::nullopt;
   const Affine& a = *matrix.affine;
   const mx::Dtype dtype = a.scales.dtype();
   const Packed packed{in, matrix.out(), rows, a.group, dtype};
@@ -258,7 +258,7 @@ std::optional<mx::array> linear_on_cuda(const mx::array& x, const Matrix& matrix
 std::optional<mx::array> gather_on_cuda(const mx::array& x, const Experts& experts, const mx::array& ids,
                                         mx::Stream s) {
   const int pairs = static_cast<int>(ids.size()), in = experts.in(), out = experts.out();
-  if (!is_cuda(s) || pairs == 0 || pairs > max_pairs) return std::nullopt;
+  if (!is_cuda(s) || pairs == 0 || pairs > max_pairs || has_gradient({x})) return std::nullopt;
   const int shared = x.ndim() == 2 ? ids.shape(1) : 1;
   const mx::Shape shape{ids.shape(0), ids.shape(1), out};
   const mx::array numbers = mx::astype(ids, mx::int32, s);

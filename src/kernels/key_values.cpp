@@ -1,5 +1,7 @@
 #include "kernels/key_values.h"
 
+#include <mlx/ops.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -186,6 +188,17 @@ std::size_t HeldRows::bytes() const {
   std::size_t sum = 0;
   for (const auto* part : {&rows, &scales, &biases}) sum += *part ? (*part)->nbytes() : 0;
   return sum;
+}
+
+void grow(std::optional<mlx::core::array>& rows, int end, const mlx::core::Shape& shape,
+          mlx::core::Dtype dtype, mlx::core::Stream s) {
+  const int capacity = rows ? rows->shape(2) : 0;
+  if (end <= capacity) return;
+  constexpr int block = KeyValuePanels::block;
+  mlx::core::Shape missing = shape;
+  missing[2] = (end + block - 1) / block * block - capacity;
+  const mlx::core::array room = mlx::core::zeros(missing, dtype, s);
+  rows = rows ? mlx::core::concatenate({*rows, room}, 2, s) : room;
 }
 
 std::size_t KeyValues::bytes() const { return panels ? panels->bytes() : keys.bytes() + values.bytes(); }

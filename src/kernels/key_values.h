@@ -91,6 +91,11 @@ struct HeldRows {
   std::size_t bytes() const;
 };
 
+// Makes room for the positions below `end` in rows [1, H, capacity, D], of which `shape` is one position's,
+// with zeros, in steps of a block.
+void grow(std::optional<mlx::core::array>& rows, int end, const mlx::core::Shape& shape,
+          mlx::core::Dtype dtype, mlx::core::Stream s);
+
 // Of either device; attention() fills it.
 struct KeyValues {
   KeyValueFormat format = KeyValueFormat::plain;

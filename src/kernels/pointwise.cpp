@@ -360,6 +360,7 @@ std::vector<mx::array> rotate(const std::vector<mx::array>& rows, const Angles& 
   for (const auto& x : rows)
     need(has_heads(x, head_dim) && x.shape(0) == turns[0], "rotate: rows and angles do not fit together");
   if (stream.device == mx::Device::gpu) {
+    if (auto turned = rotate_on_cuda(rows, angles, head_dim, stream)) return *turned;
     std::vector<mx::array> all;
     for (const auto& x : rows) all.push_back(rotate_on_gpu(x, angles, head_dim, stream));
     return all;

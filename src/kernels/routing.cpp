@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cpu_primitive.h"
+#include "kernels/cuda_routing.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -171,6 +172,7 @@ Routes route(const mx::array& logits, const std::optional<mx::array>& bias, cons
       (bias && bias->shape() != mx::Shape{routing.experts}))
     throw std::invalid_argument("route: logits and bias are not one for each expert");
   if (stream.device == mx::Device::gpu) {
+    if (auto routes = route_on_cuda(logits, bias, routing, stream)) return *routes;
     std::vector<mx::array> in{logits};
     if (bias) in.push_back(*bias);
     const auto all = choose_by_mlx(in, routing, stream);
@@ -193,7 +195,10 @@ mx::array weighted_sum(const mx::array& x, const mx::array& weights, mx::StreamO
   const mx::Stream stream = mx::to_stream(s);
   if (x.ndim() != 3 || weights.shape() != mx::Shape{x.shape(0), x.shape(1)})
     throw std::invalid_argument("weighted_sum: x and weights do not fit together");
-  if (stream.device == mx::Device::gpu) return weighted_sum_by_mlx({x, weights}, stream);
+  if (stream.device == mx::Device::gpu) {
+    if (auto sum = weighted_sum_on_cuda(x, weights, stream)) return *sum;
+    return weighted_sum_by_mlx({x, weights}, stream);
+  }
   return mx::array({x.shape(0), x.shape(2)}, mx::float32, std::make_shared<WeightedSum>(stream),
                    {as_float_rows(x, stream), as_float_rows(weights, stream)});
 }

@@ -47,24 +47,38 @@ std::vector<int> greedy_answer(std::vector<int> ids, int tokens) {
 // Runs plans as StepRunner does, and checks what a runner relies on.
 class FakeRunner {
  public:
-  std::vector<float> run(const StepPlan& plan) {
+  // `overlaps`: tokens may be the likeliest of the step before, and are given with the logits.
+  explicit FakeRunner(bool overlaps = false) : overlaps_(overlaps) {}
+
+  StepResult run(const StepPlan& plan) {
     for (const int slot : plan.released_slots) {
       EXPECT_EQ(held_.erase(slot), 1u) << "slot " << slot << " holds nothing";
       EXPECT_TRUE(released_.insert(slot).second) << "slot " << slot << " released twice";
     }
-    std::vector<float> rows;
-    for (const auto& step : plan.sequences) {
+    StepResult result;
+    auto& rows = result.logits;
+    std::map<int, int> likeliest;  // by slot
+    for (auto step : plan.sequences) {
       EXPECT_FALSE(released_.contains(step.slot)) << "slot " << step.slot << " used after its release";
       EXPECT_FALSE(step.tokens.empty());
       EXPECT_TRUE(std::is_sorted(step.rows.begin(), step.rows.end()));
       auto& held = held_[step.slot];
+      for (int& token : step.tokens) {
+        if (token != likeliest_token) continue;
+        EXPECT_TRUE(likeliest_.contains(step.slot));
+        token = likeliest_[step.slot];
+      }
       for (const int row : step.rows) {
-        for (const float x : logits_after(step.tokens[row], static_cast<int>(held.size()) + row))
-          rows.push_back(x);
+        const auto logits = logits_after(step.tokens[row], static_cast<int>(held.size()) + row);
+        rows.insert(rows.end(), logits.begin(), logits.end());
+        const auto best = std::max_element(logits.begin(), logits.end());
+        if (overlaps_) result.likeliest.push_back(static_cast<int>(best - logits.begin()));
+        if (overlaps_) likeliest[step.slot] = result.likeliest.back();
       }
       held.insert(held.end(), step.tokens.begin(), step.tokens.end());
     }
-    return rows;
+    if (!rows.empty()) likeliest_ = std::move(likeliest);
+    return result;
   }
   std::size_t slots_held() const { return held_.size(); }
   std::int64_t tokens_held() const {  // each slot's in whole blocks
@@ -77,19 +91,22 @@ class FakeRunner {
   std::size_t slots_released() const { return released_.size(); }
 
  private:
+  bool overlaps_;
+  std::map<int, int> likeliest_;
   std::map<int, std::vector<int>> held_;
   std::set<int> released_;
 };
 
 struct Harness {
-  explicit Harness(ServingLimits limits = {vocabulary, context}) : scheduler(limits) {}
+  explicit Harness(ServingLimits limits = {vocabulary, context}, bool overlaps = false)
+      : scheduler(limits), runner(overlaps) {}
 
   // One step; each takes a second.
   std::vector<Event> step() {
     plan = scheduler.next(now_s);
-    auto rows = runner.run(plan);
+    auto result = runner.run(plan);
     now_s += 1;
-    return keep(scheduler.finish(plan, rows, now_s));
+    return keep(scheduler.finish(plan, std::move(result), now_s));
   }
   std::vector<Event> submit(Request request) { return keep(scheduler.submit(std::move(request), now_s)); }
   void run_all() {
@@ -541,7 +558,7 @@ TEST(SchedulerTest, ScoresThatAreNoNumbersAreAnError) {
       const auto plan = scheduler.next(0);
       std::vector<float> rows(plan.sequences[0].rows.size() * vocabulary, 1);
       rows[3] = bad;
-      EXPECT_THROW(scheduler.finish(plan, rows, 0), std::runtime_error);
+      EXPECT_THROW(scheduler.finish(plan, {rows, {}}, 0), std::runtime_error);
     }
   }
 }
@@ -564,18 +581,20 @@ TEST(SchedulerTest, TimesAddUp) {
 // Steps that are finished some time after they were started, in order, as pipeline stages give them back.
 struct Pipeline {
   explicit Pipeline(int stages) : harness({vocabulary, context, stages}), depth(stages) {}
+  // One rank, whose steps overlap.
+  Pipeline() : harness({vocabulary, context}, /*overlaps=*/true), overlaps(true), depth(2) {}
 
   // One more step, or, where none can start or the stages are full, the oldest one's end.
   void move() {
-    StepPlan plan = under_way.size() < depth ? harness.scheduler.next(harness.now_s) : StepPlan{};
+    StepPlan plan = under_way.size() < depth ? harness.scheduler.next(harness.now_s, overlaps) : StepPlan{};
     if (!plan.empty()) {
-      auto rows = harness.runner.run(plan);
-      under_way.emplace_back(std::move(plan), std::move(rows));
+      auto result = harness.runner.run(plan);
+      under_way.emplace_back(std::move(plan), std::move(result));
     } else {
       ASSERT_FALSE(under_way.empty());
-      auto [oldest, rows] = std::move(under_way.front());
+      auto [oldest, result] = std::move(under_way.front());
       under_way.pop_front();
-      for (auto& event : harness.scheduler.finish(oldest, rows, harness.now_s))
+      for (auto& event : harness.scheduler.finish(oldest, std::move(result), harness.now_s))
         harness.events.push_back(event);
     }
     most_under_way = std::max(most_under_way, under_way.size());
@@ -588,8 +607,9 @@ struct Pipeline {
   }
 
   Harness harness;
+  bool overlaps = false;
   std::size_t depth;
-  std::deque<std::pair<StepPlan, std::vector<float>>> under_way;
+  std::deque<std::pair<StepPlan, StepResult>> under_way;
   std::size_t most_under_way = 0;
 };
 
@@ -664,6 +684,57 @@ TEST(SchedulerTest, ARequestCancelledWithStepsUnderWayEndsOnce) {
     EXPECT_EQ(pipeline.harness.done(2).reason, FinishReason::end);
     EXPECT_EQ(pipeline.harness.runner.slots_held(), 0u);
   }
+}
+
+// Of requests that come and go at any time: each answers as it would alone, and ends once.
+TEST(SchedulerTest, StepsThatOverlapAnswerAsOthersDo) {
+  for (int cancelled_after = 0; cancelled_after < 40; ++cancelled_after) {
+    SCOPED_TRACE(cancelled_after);
+    Pipeline pipeline;
+    pipeline.harness.submit(greedy(1, some_ids(limits::prefill_chunk_tokens + 3), 7));
+    pipeline.harness.submit(greedy(2, {4, 5}, 40));
+    pipeline.harness.submit(greedy(3, {6}, 1));
+    auto ends = greedy(4, {7, 8}, 30);
+    const auto whole = greedy_answer({7, 8}, 30);
+    ends.end_ids = {whole[12]};
+    const auto end = std::find(whole.begin(), whole.end(), whole[12]);
+    pipeline.harness.submit(ends);
+    pipeline.harness.submit(greedy(5, {9}, 200));
+    for (int i = 0; i < cancelled_after; ++i) pipeline.move();
+    pipeline.harness.submit(Cancel{5});
+    auto sampled = greedy(6, {10, 11}, 9);
+    sampled.sampling.temperature = 1;
+    pipeline.harness.submit(sampled);
+    pipeline.harness.submit(ScoreRequest{7, some_ids(20), true});
+    pipeline.run_all();
+    EXPECT_EQ(pipeline.harness.tokens(1), greedy_answer(some_ids(limits::prefill_chunk_tokens + 3), 7));
+    EXPECT_EQ(pipeline.harness.tokens(2), greedy_answer({4, 5}, 40));
+    EXPECT_EQ(pipeline.harness.tokens(3), greedy_answer({6}, 1));
+    EXPECT_EQ(pipeline.harness.tokens(4), std::vector<int>(whole.begin(), end));
+    EXPECT_EQ(pipeline.harness.done(5).reason, FinishReason::cancelled);
+    EXPECT_EQ(pipeline.harness.tokens(6).size(), 9u);
+    EXPECT_EQ(pipeline.harness.done(7).reason, FinishReason::end);
+    EXPECT_EQ(pipeline.most_under_way, 2u);
+    EXPECT_EQ(pipeline.harness.runner.slots_held(), 0u);
+  }
+}
+
+TEST(SchedulerTest, AnAnswerGoesAheadWhereItTakesTheLikeliestToken) {
+  const auto second_step = [](GenerateRequest request) {
+    Pipeline pipeline;
+    pipeline.harness.submit(request);
+    pipeline.move();
+    return pipeline.harness.scheduler.next(0, true).sequences.size();
+  };
+  auto request = greedy(1, {1, 2}, 2);
+  EXPECT_EQ(second_step(request), 1u);
+  request.max_tokens = 1;
+  EXPECT_EQ(second_step(request), 0u);
+  request.max_tokens = 2;
+  request.sampling.repetition_penalty = 1.1F;
+  EXPECT_EQ(second_step(request), 0u);
+  request.sampling = {.temperature = 0.5F};
+  EXPECT_EQ(second_step(request), 0u);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 #include <cstring>
@@ -131,6 +132,12 @@ class LocalModel {
     return models::make_decoder(config, shard, weights, layers);
   }
   StepRunner runner() { return {decoder({0, config.layers}), {parallel::single_rank_group()}}; }
+  StepRunner overlapping_runner() {
+    const auto group = parallel::single_rank_group();
+    const parallel::Plan alone{{{0, config.layers, {{}}}}};
+    return {decoder({0, config.layers}),    {group},          group, alone.place(0),
+            kernels::KeyValueFormat::plain, /*overlaps=*/true};
+  }
 
  private:
   std::filesystem::path folder_;
@@ -144,7 +151,7 @@ class LocalModel {
 
 std::vector<float> run(StepRunner& runner, const StepPlan& plan) {
   runner.start(plan);
-  return runner.finish();
+  return runner.finish().logits;
 }
 
 class StepRunnerTest : public testing::Test {
@@ -265,14 +272,54 @@ TEST_F(StepRunnerTest, StagesGiveTheBitsOfAllLayersWithAnyNumberOfStepsUnderWay)
         for (std::size_t i = 0; i < plans.size(); ++i) {
           runner.start(plans[i]);
           if (rank == 0 && i + 1 - finished == most_under_way) {
-            EXPECT_EQ(runner.finish(), expected[finished++]);
+            EXPECT_EQ(runner.finish().logits, expected[finished++]);
           }
         }
-        while (rank == 0 && finished < plans.size()) EXPECT_EQ(runner.finish(), expected[finished++]);
+        while (rank == 0 && finished < plans.size()) EXPECT_EQ(runner.finish().logits, expected[finished++]);
       });
       EXPECT_EQ(errors, std::vector<std::string>(stages));
     }
   }
+}
+
+TEST_F(StepRunnerTest, StepsThatOverlapGiveTheBitsOfThoseThatDoNot) {
+  LocalModel model;
+  const auto plans = mixed_plans();
+  StepRunner waits = model.runner(), overlaps = model.overlapping_runner();
+  std::size_t finished = 0;
+  std::vector<std::vector<float>> expected;
+  for (const auto& plan : plans) expected.push_back(run(waits, plan));
+  for (std::size_t i = 0; i < plans.size(); ++i) {
+    overlaps.start(plans[i]);
+    if (i >= 2) {
+      EXPECT_EQ(overlaps.finish().logits, expected[finished++]);
+    }
+  }
+  while (finished < plans.size()) EXPECT_EQ(overlaps.finish().logits, expected[finished++]);
+  EXPECT_FALSE(overlaps.can_finish());
+}
+
+// The next token of two answers, beside a prompt's, is the likeliest of a step that is not finished yet.
+TEST_F(StepRunnerTest, AStepTakesTheLikeliestTokensOfTheOneBefore) {
+  LocalModel model;
+  StepRunner waits = model.runner(), overlaps = model.overlapping_runner();
+  const StepPlan first{{}, {{0, {5, 100, 7}, {2}}, {1, {42, 900}, {0, 1}}}};
+  overlaps.start(first);
+  overlaps.start({{}, {{1, {likeliest_token}, {0}}, {2, {9, 10, 11}, {2}}, {0, {likeliest_token}, {0}}}});
+  overlaps.start({{}, {{0, {likeliest_token}, {0}}}});
+  const auto likeliest = [&](const std::vector<float>& logits, std::size_t row) {
+    const auto begin = logits.begin() + static_cast<std::ptrdiff_t>(row * vocabulary);
+    return static_cast<int>(std::max_element(begin, begin + vocabulary) - begin);
+  };
+  const auto one = run(waits, first);
+  const StepResult result = overlaps.finish();
+  EXPECT_EQ(result.logits, one);
+  EXPECT_EQ(result.likeliest, (std::vector<int>{likeliest(one, 0), likeliest(one, 1), likeliest(one, 2)}));
+  const auto two =
+      run(waits, {{}, {{1, {likeliest(one, 2)}, {0}}, {2, {9, 10, 11}, {2}}, {0, {likeliest(one, 0)}, {0}}}});
+  EXPECT_EQ(overlaps.finish().logits, two);
+  EXPECT_EQ(overlaps.finish().logits, run(waits, {{}, {{0, {likeliest(two, 2)}, {0}}}}));
+  EXPECT_THROW(overlaps.start({{}, {{7, {likeliest_token}, {0}}}}), ClusterError);
 }
 
 // More than sockets hold on their way: the first stage has to take logits off the last, which could not read
@@ -290,7 +337,7 @@ TEST_F(StepRunnerTest, LogitsAreTakenInWhileRowsGoOut) {
     for (int step = 0; step < steps; ++step)
       runner.start({step > 0 ? std::vector<int>{step - 1} : std::vector<int>{}, {{step, rows, rows}}});
     for (int step = 0; rank == 0 && step < steps; ++step)
-      EXPECT_EQ(runner.finish().size(), rows.size() * vocabulary);
+      EXPECT_EQ(runner.finish().logits.size(), rows.size() * vocabulary);
   });
   EXPECT_EQ(errors, std::vector<std::string>(2));
 }

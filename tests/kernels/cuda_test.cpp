@@ -3,9 +3,14 @@
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
+#include <cmath>
+#include <optional>
+
+#include "kernels/attention.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/cuda_products.h"
 #include "kernels/pointwise.h"
+#include "kernels/routing.h"
 
 namespace tandem::kernels {
 namespace {
@@ -112,6 +117,94 @@ TEST_F(CudaTest, TheSumAndItsNormAreThoseOfTwoOperations) {
     const mx::array sum = mx::add(x, added, stream());
     EXPECT_EQ(largest(mx::subtract(both.sum, sum, stream())), 0);
     expect_close(both.norm, mx::fast::rms_norm(as_floats(sum), as_floats(weight), 1e-6F, stream()));
+  }
+}
+
+// Steps of several answers on the GPU and on the CPU, after prompts of different lengths: some at the end of
+// what their cache has room for.
+TEST_F(CudaTest, AnswersAttendAsOnTheCpu) {
+  struct Case {
+    int heads, kv_heads, key_dim, value_dim, window;
+    bool in_keys;
+  };
+  for (const Case& c :
+       {Case{8, 2, 64, 64, 0, false}, Case{4, 4, 128, 128, 0, false}, Case{6, 2, 80, 48, 0, false},
+        Case{5, 1, 16, 16, 20, false}, Case{16, 1, 576, 512, 0, true}}) {
+    SCOPED_TRACE(testing::Message() << c.heads << " heads over " << c.kv_heads << " of " << c.key_dim);
+    AttentionHeads heads{
+        {}, c.kv_heads, 1 / std::sqrt(static_cast<float>(c.key_dim)), c.window, c.in_keys ? c.value_dim : 0};
+    for (int head = 0; head < c.heads; ++head) heads.kv_of_query.push_back(head * c.kv_heads / c.heads);
+    const std::vector<int> prompts{1, 254, 37, 700, 255};
+    std::vector<KeyValues> on_gpu(prompts.size()), on_cpu(prompts.size());
+    const auto step = [&](const std::vector<int>& tokens) {
+      std::vector<AttentionRows> gpu_rows, cpu_rows;
+      int total = 0;
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        gpu_rows.push_back({tokens[i], &on_gpu[i]});
+        cpu_rows.push_back({tokens[i], &on_cpu[i]});
+        total += tokens[i];
+      }
+      const int value_width = c.in_keys ? c.key_dim : c.kv_heads * c.value_dim;
+      const mx::array q = normal({total, c.heads * c.key_dim}, mx::bfloat16);
+      const mx::array k = normal({total, c.kv_heads * c.key_dim}, mx::bfloat16);
+      const mx::array v = c.in_keys ? k : normal({total, value_width}, mx::bfloat16);
+      const mx::array y = attention(q, k, v, heads, gpu_rows, stream());
+      const mx::array expected =
+          attention(as_floats(q), as_floats(k), as_floats(v), heads, cpu_rows, mx::Device::cpu);
+      mx::eval(y, expected);
+      expect_close(y, expected);
+    };
+    step(prompts);
+    for (int i = 0; i < 4; ++i) step({1, 1, 1, 1, 1});
+    step({1, 1, 3, 1, 1});  // a run of answers, some more of a prompt, and another run
+    step({1, 1, 1, 1, 1});
+  }
+}
+
+TEST_F(CudaTest, HeadsTurnAsOnTheCpu) {
+  for (const bool pairs : {false, true}) {
+    for (const auto& [dims, head_dim] : {std::pair{64, 64}, {12, 12}, {32, 80}}) {
+      const mx::array all = normal({5, 6 * head_dim}, mx::bfloat16);
+      const mx::array q = mx::slice(all, {0, 0}, {5, 4 * head_dim}, stream()),
+                      k = mx::slice(all, {0, 4 * head_dim}, {5, 6 * head_dim}, stream());
+      const std::vector<int> at{0, 1, 77, 3000, 5};
+      const mx::array positions(at.data(), {5}, mx::int32);
+      std::vector<float> lengths;
+      for (int i = 0; i < dims / 2; ++i) lengths.push_back(std::pow(10000.0F, 2.0F * i / dims));
+      const mx::array wavelengths(lengths.data(), {dims / 2});
+      const auto turned =
+          rotate({q, k}, angles_at(positions, wavelengths, 1.25F, pairs, stream()), head_dim, stream());
+      const auto expected =
+          rotate({as_floats(q), as_floats(k)},
+                 angles_at(positions, wavelengths, 1.25F, pairs, mx::Device::cpu), head_dim, mx::Device::cpu);
+      for (int i = 0; i < 2; ++i) expect_close(turned[i], expected[i]);
+    }
+  }
+}
+
+TEST_F(CudaTest, TokensChooseTheirExpertsAsOnTheCpu) {
+  using Score = Routing::Score;
+  using Group = Routing::GroupScore;
+  for (const Routing& routing : {Routing{64, 6, 1, 1, Score::softmax, Group::best, false, 1, 0, 64},
+                                 Routing{256, 8, 8, 4, Score::sigmoid, Group::best_two, true, 2.5F, 0, 256},
+                                 Routing{160, 6, 8, 3, Score::softmax, Group::best, false, 16, 40, 80},
+                                 Routing{8, 2, 1, 1, Score::softmax, Group::best, true, 1, 0, 8}}) {
+    for (const bool biased : {false, true}) {
+      const mx::array logits = normal({33, routing.experts}, mx::float32);
+      const auto bias = biased ? std::optional(normal({routing.experts}, mx::float32)) : std::nullopt;
+      const Routes routes = route(logits, bias, routing, stream());
+      const Routes expected = route(logits, bias, routing, mx::Device::cpu);
+      const mx::array held = mx::greater_equal(expected.ids, mx::array(0), mx::Device::cpu);
+      const auto of_held = [&](const mx::array& x) {
+        return mx::where(held, x, mx::zeros_like(x, mx::Device::cpu), mx::Device::cpu);
+      };
+      EXPECT_TRUE(mx::array_equal(routes.ids, of_held(expected.ids), mx::Device::cpu).item<bool>());
+      EXPECT_LE(largest(mx::subtract(routes.weights, of_held(expected.weights), stream())),
+                1e-5F * routing.scale);
+      const mx::array x = normal({33, routing.chosen, 200}, mx::bfloat16);
+      expect_close(weighted_sum(x, routes.weights, stream()),
+                   weighted_sum(as_floats(x), routes.weights, mx::Device::cpu));
+    }
   }
 }
 
