@@ -232,14 +232,17 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
   model.source.reset();
   const mx::Dtype activations =
       device == mx::Device::gpu ? decoder.layers.front().attention_norm.dtype() : mx::float32;
+  const auto format = start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain;
   const int stages = static_cast<int>(plan.stages.size());
   Work work(channel,
             {std::move(decoder),
              {stage, activations},
              group,
              plan.place(start.rank),
-             start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain,
-             /*overlaps=*/device == mx::Device::gpu && plan.world_size() == 1},
+             format,
+             // Where the caches are written in place.
+             kernels::is_cuda(mx::default_stream(device)) && plan.world_size() == 1 &&
+                 format == kernels::KeyValueFormat::plain},
             group, stages > 1);
   channel.send({{"ready", ready}});
   channel.expect<json>("go");

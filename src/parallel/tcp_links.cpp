@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <fstream>
 
 #include "base/limits.h"
 
@@ -39,6 +40,23 @@ bool contains_any(const Network& network, const std::vector<std::string>& addres
                      [&](const auto& address) { return contains(network, address); });
 }
 
+// Of an interface; 0 where the system does not say.
+int megabits_of(const std::string& interface, const ifaddrs* list) {
+#ifdef __APPLE__
+  for (const ifaddrs* entry = list; entry; entry = entry->ifa_next) {
+    if (interface != entry->ifa_name || !entry->ifa_addr || entry->ifa_addr->sa_family != AF_LINK) continue;
+    if (const auto* data = static_cast<const if_data*>(entry->ifa_data))
+      return static_cast<int>(data->ifi_baudrate / 1'000'000);
+  }
+  return 0;
+#else
+  static_cast<void>(list);
+  int megabits = 0;
+  std::ifstream("/sys/class/net/" + interface + "/speed") >> megabits;
+  return std::max(0, megabits);
+#endif
+}
+
 }  // namespace
 
 std::vector<Network> own_networks() {
@@ -59,7 +77,8 @@ std::vector<Network> own_networks() {
     // macOS leaves the family of a mask out.
     if (entry->ifa_netmask) entry->ifa_netmask->sa_family = entry->ifa_addr->sa_family;
     for (const auto byte : bytes_of(entry->ifa_netmask)) prefix_bits += std::popcount(byte);
-    networks.push_back({entry->ifa_name, text, prefix_bits, (entry->ifa_flags & IFF_LOOPBACK) != 0});
+    networks.push_back({entry->ifa_name, text, prefix_bits, (entry->ifa_flags & IFF_LOOPBACK) != 0,
+                        megabits_of(entry->ifa_name, list)});
   }
   ::freeifaddrs(list);
   return networks;

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -16,12 +17,15 @@
 namespace tandem::parallel {
 namespace {
 
-// Loopback last.
-std::vector<std::string> addresses_of(const std::vector<Network>& networks) {
-  std::vector<std::string> outer, loopback;
-  for (const auto& network : networks) (network.loopback ? loopback : outer).push_back(network.address);
-  outer.insert(outer.end(), loopback.begin(), loopback.end());
-  return outer;
+// In the order in which a peer is to try them, for the first that answers carries small messages: the fastest
+// cable first, loopback last.
+std::vector<std::string> addresses_of(std::vector<Network> networks) {
+  std::stable_sort(networks.begin(), networks.end(), [](const Network& a, const Network& b) {
+    return a.loopback != b.loopback ? b.loopback : a.megabits > b.megabits;
+  });
+  std::vector<std::string> addresses;
+  for (const auto& network : networks) addresses.push_back(network.address);
+  return addresses;
 }
 
 // Bound and listening on a free port; -1 where the system has no such family.

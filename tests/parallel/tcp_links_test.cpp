@@ -91,6 +91,16 @@ TEST(TcpLinks, FurtherLinksAreCablesOfTheirOwn) {
   EXPECT_EQ(further_links(many, peer, {"10.0.0.1", "10.0.0.2"}).size(), limits::links - 1);
 }
 
+TEST(TcpLinks, AddressesAreTriedFromTheFastestCableToLoopback) {
+  const TcpListener listener({{"lo", "127.0.0.1", 8, true},
+                              {"wlan0", "192.168.0.2", 24},
+                              {"eth0", "10.0.0.2", 24, false, 10'000},
+                              {"eth0", "fd00::2", 64, false, 10'000},
+                              {"thunderbolt0", "169.254.1.2", 16, false, 20'000}});
+  EXPECT_EQ(listener.endpoint().addresses,
+            (std::vector<std::string>{"169.254.1.2", "10.0.0.2", "fd00::2", "192.168.0.2", "127.0.0.1"}));
+}
+
 TEST(TcpPace, AChunkGoesWhereItIsNotWaitedFor) {
   const auto link = [](double mb_per_s, std::size_t queued) {
     Pace pace;
