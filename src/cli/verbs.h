@@ -14,6 +14,7 @@ void add_pull(CLI::App& program, int& exit_code);
 void add_list(CLI::App& program);
 void add_rm(CLI::App& program);
 void add_quantize(CLI::App& program, int& exit_code);
+void add_fuse(CLI::App& program, int& exit_code);
 void add_train(CLI::App& program, int& exit_code);
 void add_logits(CLI::App& program);
 void add_perplexity(CLI::App& program);

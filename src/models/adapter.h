@@ -1,5 +1,4 @@
-// Low-rank adapters as mlx-lm's files have them: adapters.safetensors with NAME.lora_a [in, rank] and
-// NAME.lora_b [rank, out], and their scale in adapter_config.json.
+// The adapters of a model's linear products, each rank its part (adapter_files.h has the files).
 #pragma once
 
 #include <filesystem>
@@ -14,9 +13,6 @@ struct AdapterSlices {
 };
 // What belongs to this rank's part of a linear product, whose weight is the part `slice` of its tensor.
 AdapterSlices adapter_slices(const ShardedLinear& linear, const weights::Slice& slice, int rank);
-
-// The slice of a whole tensor, evaluated.
-mlx::core::array part_of(const mlx::core::array& whole, const weights::Slice& slice);
 
 // Gives the model's linear products the adapters in `folder`. `model` was made from `weights`. InputError
 // names the file and what is missing, of another shape, or for no product of this model.

@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "base/limits.h"
 #include "models/families.h"
+#include "models/model_files.h"
 #include "models/quantize_folder.h"
 #include "weights/checksum.h"
 
@@ -106,28 +107,6 @@ std::string plan_of(const fs::path& model, const weights::Checkpoint& source,
   weights::Hasher hasher(weights::ChecksumKind::sha256, 0);
   hasher.update(plan.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   return hasher.finish();
-}
-
-// Weights in any format, and what belongs to them: written anew, or nothing that a model's folder needs.
-bool is_of_weights(const fs::path& file) {
-  static const std::set<std::string> endings{".safetensors", ".bin", ".pt",   ".pth",     ".gguf",
-                                             ".onnx",        ".h5",  ".ckpt", ".msgpack", ".incomplete"};
-  const std::string name = file.filename().string();
-  return endings.contains(file.extension().string()) || name.ends_with(".index.json") ||
-         name == "config.json" || name.starts_with('.');
-}
-
-// Tokenizer, chat template and whatever else lies beside the weights.
-void copy_other_files(const fs::path& model, const QuantizeFolder& folder, const QuantizeWatcher& watcher) {
-  for (const auto& entry : fs::directory_iterator(model)) {
-    if (!entry.is_regular_file() || is_of_weights(entry.path())) continue;
-    if (entry.file_size() > limits::small_file_bytes) {
-      watcher.note(fmt::format("{} is not copied: it is larger than {} bytes",
-                               entry.path().filename().string(), limits::small_file_bytes));
-      continue;
-    }
-    write_file(folder.file(entry.path().filename().string()), read_file(entry.path()));
-  }
 }
 
 class Quantizer {
@@ -250,7 +229,7 @@ QuantizeReport quantize(const fs::path& model, const fs::path& out, const Quanti
   if (progress.there_shards > 0)
     watcher.note(fmt::format("{} of {} shards are there already", progress.there_shards, shards.size()));
   check_space(out, progress.total_bytes - progress.there_bytes);
-  copy_other_files(model, folder, watcher);
+  copy_beside_weights(model, out, watcher.note);
 
   Quantizer quantizer(config, weights, progress, watcher);
   for (std::size_t i = 0; i < shards.size(); ++i) {

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "models/adapter.h"
+#include "models/adapter_files.h"
 #include "models/visit.h"
 
 namespace tandem::train {

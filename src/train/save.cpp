@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "models/adapter.h"
+#include "models/adapter_files.h"
 #include "weights/checkpoint.h"
 #include "weights/safetensors_writer.h"
 

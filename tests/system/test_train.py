@@ -108,6 +108,37 @@ def test_another_models_adapter_is_refused(tmp_path):
     assert again.returncode == 2 and b"holds adapters.safetensors already" in again.stderr
 
 
+@pytest.mark.parametrize("name, tolerance", [("demo-model", 0.02), ("deepseek-v2-lite", 0.02), ("tiny-llama-mlx-4bit", 0.3)])
+def test_a_fused_model_is_the_model_with_its_adapter(name, tolerance, tmp_path):
+    model, out, fused = folder_of(name), tmp_path / "out", tmp_path / "fused"
+    ids = [5 + i * i % 97 for i in range(40)]
+    data = write_data(tmp_path / "data", [{"ids": ids}])
+    (tmp_path / "ids.txt").write_text(" ".join(map(str, ids)))
+    done = run_tandem("train", model, "--data", data, "--out", out, "--iters", 12, "--learning-rate", 1e-3, "--device", "cpu")
+    assert done.returncode == 0, done.stderr.decode()
+    done = run_tandem("fuse", model, fused, "--adapter", out, "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["matrices"] > 10
+    base, adapted, whole = (perplexity(*which) for which in (
+        (model, tmp_path / "ids.txt"), (model, tmp_path / "ids.txt", "--adapter", out), (fused, tmp_path / "ids.txt")))
+    assert adapted < base / 2
+    assert abs(whole - adapted) < tolerance * (base - adapted), (base, adapted, whole)
+    names = lambda folder: {path.name for path in folder.iterdir() if not path.name.startswith("golden")}
+    assert names(fused) == names(model)
+    again = run_tandem("fuse", model, fused, "--adapter", out)
+    assert again.returncode == 2 and b"holds something already" in again.stderr
+    other = folder_of("qwen2")
+    wrong = run_tandem("fuse", other, tmp_path / "wrong", "--adapter", out)
+    assert wrong.returncode == 2 and b"adapter" in wrong.stderr and not (tmp_path / "wrong" / "config.json").exists()
+
+
+def test_an_fp8_model_is_not_fused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"fine_tune_type": "lora", "lora_parameters": {"scale": 1}}')
+    (tmp_path / "adapters.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    done = run_tandem("fuse", ROOT / "tests/golden/qwen3-moe-fp8", tmp_path / "out", "--adapter", tmp_path)
+    assert done.returncode == 2 and b"FP8" in done.stderr and not (tmp_path / "out").exists(), done.stderr
+
+
 def write_ids(folder):
     file = folder / "ids.txt"
     file.write_text("5 6 7 8")

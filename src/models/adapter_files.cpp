@@ -1,0 +1,98 @@
+#include "models/adapter_files.h"
+
+#include <fmt/format.h>
+#include <mlx/allocator.h>
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "weights/checkpoint.h"
+
+namespace tandem::models {
+namespace {
+
+namespace mx = mlx::core;
+
+float read_scale(const std::filesystem::path& file) {
+  const auto config = read_json_file(file);
+  const auto wrong = [&](const std::string& why) {
+    return InputError(fmt::format("{}: {}", file.string(), why));
+  };
+  const std::string type = config.value("fine_tune_type", "lora");
+  if (type != "lora") throw wrong(fmt::format("fine_tune_type is \"{}\"; \"lora\" can be loaded", type));
+  const auto found = config.find("lora_parameters");
+  if (found == config.end() || !found->is_object() || !found->contains("scale") ||
+      !(*found)["scale"].is_number())
+    throw wrong("lora_parameters has no number \"scale\"");
+  return (*found)["scale"].get<float>();
+}
+
+// The product that a tensor belongs to; empty where the name is none of an adapter's.
+std::string linear_of(const std::string& tensor) {
+  for (const std::string ending : {AdapterFiles::down_ending, AdapterFiles::up_ending}) {
+    if (tensor.ends_with(ending)) return tensor.substr(0, tensor.size() - ending.size());
+  }
+  return {};
+}
+
+}  // namespace
+
+mx::array part_of(const mx::array& whole, const weights::Slice& slice) {
+  mx::Shape begin(whole.ndim(), 0), end = whole.shape();
+  if (slice.axis >= 0) {
+    begin[slice.axis] = slice.part.begin;
+    end[slice.axis] = slice.part.end;
+  }
+  mx::array part = mx::contiguous(mx::slice(whole, begin, end, mx::Device::cpu), false, mx::Device::cpu);
+  part.eval();
+  return part;
+}
+
+AdapterFiles::AdapterFiles(const std::filesystem::path& folder)
+    : scale_(read_scale(folder / "adapter_config.json")), file_(folder / "adapters.safetensors") {}
+
+bool AdapterFiles::has(const std::string& linear) const {
+  return file_.tensors().contains(linear + down_ending);
+}
+
+int AdapterFiles::rank(const std::string& linear) const {
+  const auto& shape = file_.tensors().find(linear + down_ending)->second.shape;
+  return shape.size() == 2 ? static_cast<int>(shape[1]) : 0;
+}
+
+std::set<std::string> AdapterFiles::linears() const {
+  std::set<std::string> all;
+  for (const auto& [name, info] : file_.tensors()) all.insert(linear_of(name));
+  all.erase("");
+  return all;
+}
+
+mx::array AdapterFiles::read(const weights::Slice& slice) const {
+  const auto found = file_.tensors().find(slice.name);
+  const auto where = fmt::format("{}: tensor \"{}\"", file_.path().string(), slice.name);
+  if (found == file_.tensors().end()) throw InputError(where + " is missing");
+  const auto& info = found->second;
+  const std::vector<std::int64_t> wanted(slice.shape.begin(), slice.shape.end());
+  if (info.shape != wanted) {
+    throw InputError(fmt::format("{} has shape {}, but the model needs {}: it is another model's adapter",
+                                 where, nlohmann::json(info.shape).dump(), nlohmann::json(wanted).dump()));
+  }
+  const mx::Dtype dtype = weights::to_mlx(where, info.dtype, weights::Element::number);
+  mx::array whole(mx::allocator::malloc(info.end - info.begin), {slice.shape[0], slice.shape[1]}, dtype);
+  file_.read(info.begin, info.end - info.begin, whole.data<char>());
+  return part_of(whole, slice);
+}
+
+void AdapterFiles::check_all(const std::set<std::string>& linears) const {
+  for (const auto& [name, info] : file_.tensors()) {
+    if (!linears.contains(linear_of(name))) {
+      throw InputError(
+          fmt::format("{}: the model has no linear product for tensor \"{}\"", file_.path().string(), name));
+    }
+  }
+}
+
+}  // namespace tandem::models

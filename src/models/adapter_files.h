@@ -1,0 +1,42 @@
+// Low-rank adapters as mlx-lm's files have them: adapters.safetensors with NAME.lora_a [in, rank] and
+// NAME.lora_b [rank, out], and their scale in adapter_config.json.
+#pragma once
+
+#include <mlx/array.h>
+
+#include <filesystem>
+#include <set>
+#include <string>
+
+#include "weights/safetensors.h"
+#include "weights/source.h"
+
+namespace tandem::models {
+
+// The slice of a whole tensor, evaluated.
+mlx::core::array part_of(const mlx::core::array& whole, const weights::Slice& slice);
+
+class AdapterFiles {
+ public:
+  static constexpr const char* down_ending = ".lora_a";
+  static constexpr const char* up_ending = ".lora_b";
+
+  // InputError, here and below, names the file and what is wrong.
+  explicit AdapterFiles(const std::filesystem::path& folder);
+
+  float scale() const { return scale_; }  // of every adapter
+  // Linear products are named by their weights, without ".weight".
+  bool has(const std::string& linear) const;
+  int rank(const std::string& linear) const;
+  std::set<std::string> linears() const;
+  // Each tensor is read whole, adapters being small. InputError where it has not the slice's shape.
+  mlx::core::array read(const weights::Slice& slice) const;
+  // InputError where a tensor is for no product among `linears`.
+  void check_all(const std::set<std::string>& linears) const;
+
+ private:
+  float scale_;
+  weights::SafetensorsFile file_;
+};
+
+}  // namespace tandem::models

@@ -1,0 +1,189 @@
+#include "models/fuse.h"
+
+#include <fmt/format.h>
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/limits.h"
+#include "models/adapter_files.h"
+#include "models/config.h"
+#include "models/model_files.h"
+#include "weights/checkpoint.h"
+#include "weights/safetensors_writer.h"
+
+namespace tandem::models {
+namespace {
+
+namespace fs = std::filesystem;
+namespace mx = mlx::core;
+
+class Fuser {
+ public:
+  Fuser(const fs::path& model, const fs::path& adapter, const FuseWatcher& watcher)
+      : config_(load_config(model)), source_(model), adapters_(adapter), watcher_(watcher) {
+    if (config_.formats.fp8_block > 0) {
+      throw InputError(
+          fmt::format("{} is in FP8, which an adapter cannot be added to: quantise it first (tandem "
+                      "quantize), or train on "
+                      "its bfloat16 form",
+                      model.string()));
+    }
+    std::set<std::string> known;
+    for (const auto& [name, info] : source_.tensors()) {
+      if (name.ends_with(".weight") && info.shape.size() == 2) known.insert(name.substr(0, name.size() - 7));
+    }
+    adapters_.check_all(known);
+    for (const auto& file : source_.files()) progress_.total_bytes += fs::file_size(file);
+    progress_.matrices = adapters_.linears().size();
+  }
+
+  // Each of the model's files anew, under its name.
+  FuseProgress write(const fs::path& out) {
+    for (const auto& path : source_.files()) write_file(path, out / path.filename());
+    return progress_;
+  }
+
+ private:
+  // In the order in which they lie.
+  static std::vector<weights::TensorSpec> specs_of(const weights::SafetensorsFile& file) {
+    std::vector<std::pair<std::uint64_t, weights::TensorSpec>> placed;
+    for (const auto& [name, info] : file.tensors())
+      placed.push_back({info.begin, {name, info.dtype, info.shape}});
+    std::stable_sort(placed.begin(), placed.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<weights::TensorSpec> specs;
+    for (auto& [begin, spec] : placed) specs.push_back(std::move(spec));
+    return specs;
+  }
+
+  void write_file(const fs::path& from, const fs::path& to) {
+    const weights::SafetensorsFile file(from);
+    const auto specs = specs_of(file);
+    weights::SafetensorsWriter writer(to, specs);
+    for (const auto& spec : specs) {
+      const auto dot = spec.name.rfind('.');
+      const std::string linear = spec.name.substr(0, dot), ending = spec.name.substr(dot + 1);
+      const bool is_fused =
+          adapters_.has(linear) && (ending == "weight" || ending == "scales" || ending == "biases");
+      if (is_fused) {
+        const mx::array part = fused(linear).at(ending);
+        put(writer, spec.name, 0, {part.data<char>(), part.nbytes()});
+        if (ending == "weight") ++progress_.fused;
+      } else {
+        copy(file, spec.name, writer);
+      }
+    }
+    writer.finish();
+  }
+
+  void copy(const weights::SafetensorsFile& file, const std::string& name,
+            weights::SafetensorsWriter& writer) {
+    const auto& info = file.tensors().find(name)->second;
+    const std::uint64_t bytes = info.end - info.begin;
+    std::string piece;
+    for (std::uint64_t at = 0; at < bytes; at += piece.size()) {
+      piece.resize(std::min<std::uint64_t>(bytes - at, limits::read_chunk_bytes));
+      file.read(info.begin + at, piece.size(), piece.data());
+      put(writer, name, at, piece);
+    }
+  }
+
+  void put(weights::SafetensorsWriter& writer, const std::string& name, std::uint64_t at,
+           std::string_view bytes) {
+    if (watcher_.stopped()) throw FuseStopped();
+    writer.write(name, at, bytes);
+    progress_.there_bytes += bytes.size();
+    watcher_.progress(progress_);
+  }
+
+  mx::array read(const std::string& name, weights::Element element) const {
+    const auto& shape = source_.info(name).shape;
+    return source_.read({name, {shape.begin(), shape.end()}, -1, {}, element}, [](std::uint64_t) {});
+  }
+
+  // lora_a · lora_b, turned over: [out, in] float32.
+  mx::array added(const std::string& linear, int out, int in) const {
+    const int rank = adapters_.rank(linear);
+    const mx::Device cpu = mx::Device::cpu;
+    const auto floats = [&](const mx::array& x) { return mx::astype(x, mx::float32, cpu); };
+    const mx::array down = floats(adapters_.read({linear + AdapterFiles::down_ending, {in, rank}}));
+    const mx::array up = floats(adapters_.read({linear + AdapterFiles::up_ending, {rank, out}}));
+    return mx::multiply(mx::array(adapters_.scale()), mx::transpose(mx::matmul(down, up, cpu), cpu), cpu);
+  }
+
+  // The product's tensors by their endings: "weight", and where it is quantised "scales" and "biases". The
+  // last one's are kept, since they lie side by side.
+  const std::map<std::string, mx::array>& fused(const std::string& linear) {
+    if (linear == last_) return last_tensors_;
+    const mx::Device cpu = mx::Device::cpu;
+    std::map<std::string, mx::array> made;
+    if (!source_.has(linear + ".scales")) {
+      const mx::array weight = read(linear + ".weight", weights::Element::number);
+      const mx::array sum =
+          mx::add(mx::astype(weight, mx::float32, cpu), added(linear, weight.shape(0), weight.shape(1)), cpu);
+      made.emplace("weight", mx::contiguous(mx::astype(sum, weight.dtype(), cpu), false, cpu));
+    } else {
+      const auto [bits, group] = config_.formats.of(linear);
+      const mx::array codes = read(linear + ".weight", weights::Element::codes);
+      const mx::array scales = read(linear + ".scales", weights::Element::number);
+      const mx::array biases = read(linear + ".biases", weights::Element::number);
+      const auto floats = [&](const mx::array& x) { return mx::astype(x, mx::float32, cpu); };
+      const mx::array weight = mx::dequantize(codes, floats(scales), floats(biases), group, bits, "affine",
+                                              std::nullopt, std::nullopt, cpu);
+      const mx::array sum = mx::add(weight, added(linear, weight.shape(0), weight.shape(1)), cpu);
+      const auto parts =
+          mx::quantize(mx::astype(sum, scales.dtype(), cpu), group, bits, "affine", std::nullopt, cpu);
+      made.emplace("weight", parts[0]);
+      made.emplace("scales", parts[1]);
+      made.emplace("biases", parts[2]);
+    }
+    for (auto& [ending, array] : made) array.eval();
+    last_ = linear;
+    last_tensors_ = std::move(made);
+    return last_tensors_;
+  }
+
+  ModelConfig config_;
+  weights::Checkpoint source_;
+  AdapterFiles adapters_;
+  const FuseWatcher& watcher_;
+  FuseProgress progress_;
+  std::string last_;
+  std::map<std::string, mx::array> last_tensors_;
+};
+
+// Makes it where it is not there yet.
+void take_folder(const fs::path& out) {
+  std::error_code error;
+  fs::create_directories(out, error);
+  if (error) throw InputError(fmt::format("cannot make the folder {}: {}", out.string(), error.message()));
+  const fs::directory_iterator first(out);
+  if (first != fs::directory_iterator()) {
+    throw InputError(fmt::format("{} holds something already ({}); name a new or an empty folder",
+                                 out.string(), first->path().filename().string()));
+  }
+}
+
+}  // namespace
+
+FuseProgress fuse(const fs::path& model, const fs::path& adapter, const fs::path& out,
+                  const FuseWatcher& watcher) {
+  Fuser fuser(model, adapter, watcher);
+  take_folder(out);
+  const auto progress = fuser.write(out);
+  copy_beside_weights(model, out, watcher.note);
+  if (const auto index = model / "model.safetensors.index.json"; fs::exists(index))
+    write_file(out / index.filename(), read_file(index));
+  write_file(out / "config.json", read_file(model / "config.json"));
+  return progress;
+}
+
+}  // namespace tandem::models
