@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import struct
 import subprocess
 from pathlib import Path
 
@@ -137,6 +138,48 @@ def test_an_fp8_model_is_not_fused(tmp_path):
     (tmp_path / "adapters.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     done = run_tandem("fuse", ROOT / "tests/golden/qwen3-moe-fp8", tmp_path / "out", "--adapter", tmp_path)
     assert done.returncode == 2 and b"FP8" in done.stderr and not (tmp_path / "out").exists(), done.stderr
+
+
+def masked_crc(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_events(path):
+    """The records of a TensorBoard file, each with its two checksums right."""
+    data, at, events = path.read_bytes(), 0, []
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = data[at + 12:at + 12 + length]
+        assert struct.unpack_from("<I", data, at + 8) == (masked_crc(data[at:at + 8]),)
+        assert struct.unpack_from("<I", data, at + 12 + length) == (masked_crc(event),)
+        events.append(event)
+        at += 16 + length
+    assert at == len(data)
+    return events
+
+
+def test_a_run_leaves_events_and_a_report(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    write_data(data, QUESTIONS[:4], "valid.jsonl")
+    out = tmp_path / "out"
+    done = train_some(data, out, "--iters", 6, "--steps-per-report", 2, "--steps-per-eval", 3)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (file,) = out.glob("events.out.tfevents.*")
+    version, *events = read_events(file)
+    assert b"brain.Event:2" in version and len(events) == len(lines)
+    for event, line in zip(events, lines):
+        for name, value in line.items():
+            if name != "step":
+                assert bytes([10, len(name)]) + name.encode() + b"\x15" + struct.pack("<f", value) in event, (name, line)
+    report = (out / "report.html").read_text()
+    assert report.count("<svg") >= 5 and "http" not in report and report.endswith("</html>\n")
 
 
 def write_ids(folder):

@@ -1,0 +1,111 @@
+#include "cli/train_folder.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/file.h"
+
+namespace tandem::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// Of all weights, from config.json.
+std::string dtype_of(const TrainFlags& flags, const json& config) {
+  if (!trains_all(flags)) return "F32";
+  const std::string name =
+      flags.save_dtype.empty() ? config.value("torch_dtype", "bfloat16") : flags.save_dtype;
+  return name == "float32" ? "F32" : name == "float16" ? "F16" : "BF16";
+}
+
+// What a run that goes on must have in common with what it goes on from.
+json fingerprint(const TrainFlags& flags) {
+  return {{"method", flags.training.method},
+          {"batch-size", flags.batch_size},
+          {"grad-accumulation-steps", flags.accumulation},
+          {"max-seq-length", flags.longest},
+          {"mask-prompt", flags.mask_prompt},
+          {"seed", flags.training.seed},
+          {"optimizer", flags.training.optimizer},
+          {"lora-rank", flags.training.lora_rank},
+          {"num-layers", flags.training.lora_layers}};
+}
+
+void check_resumed(const TrainFlags& flags) {
+  const json before = read_json_file(fs::path(flags.out) / "run.json"), now = fingerprint(flags);
+  for (const auto& [name, value] : now.items()) {
+    if (before.value(name, json()) != value) {
+      throw InputError(fmt::format("--resume: {} began with --{} {}, not {}", flags.out, name,
+                                   before.value(name, json()).dump(), value.dump()));
+    }
+  }
+}
+
+}  // namespace
+
+std::string result_dtype(const TrainFlags& flags, const fs::path& model) {
+  return dtype_of(flags, read_json_file(model / "config.json"));
+}
+
+fs::path weights_file(const TrainFlags& flags) {
+  return fs::absolute(flags.out) / (trains_all(flags) ? "model.safetensors" : "adapters.safetensors");
+}
+
+fs::path checkpoint_file(const TrainFlags& flags, int step) {
+  return fs::absolute(flags.out) / fmt::format("checkpoint-{:06}.safetensors", step);
+}
+
+int last_checkpoint(const TrainFlags& flags) {
+  int last = 0;
+  if (!fs::is_directory(flags.out)) return last;
+  for (const auto& entry : fs::directory_iterator(flags.out)) {
+    int step = 0;
+    const bool is_one = std::sscanf(entry.path().filename().c_str(), "checkpoint-%d.safetensors", &step) == 1;
+    if (is_one && entry.path().filename() == checkpoint_file(flags, step).filename())
+      last = std::max(last, step);
+  }
+  return last;
+}
+
+void write_beside(const TrainFlags& flags, const fs::path& model) {
+  const fs::path out = flags.out;
+  if (flags.resume && last_checkpoint(flags) > 0) return check_resumed(flags);
+  for (const auto& there : {weights_file(flags), checkpoint_file(flags, last_checkpoint(flags))}) {
+    if (fs::exists(there)) {
+      throw InputError(
+          fmt::format("--out {}: it holds {} already; give another folder, remove it, or --resume", flags.out,
+                      there.filename().string()));
+    }
+  }
+  std::error_code error;
+  fs::create_directories(out, error);
+  if (error) throw InputError(fmt::format("--out {}: {}", flags.out, error.message()));
+  write_file(out / "run.json", fingerprint(flags).dump(2) + '\n');
+  const auto& t = flags.training;
+  if (!trains_all(flags)) {
+    json parameters{{"rank", t.lora_rank}, {"scale", t.lora_scale}, {"dropout", 0.0}};
+    if (!t.lora_keys.empty()) parameters["keys"] = t.lora_keys;
+    const json config{{"fine_tune_type", "lora"},
+                      {"num_layers", t.lora_layers < 1 ? -1 : t.lora_layers},
+                      {"lora_parameters", std::move(parameters)},
+                      {"model", flags.model}};
+    return write_file(out / "adapter_config.json", config.dump(2) + '\n');
+  }
+  for (const auto& entry : fs::directory_iterator(model)) {
+    const std::string name = entry.path().filename().string();
+    const bool text = name.ends_with(".json") || name.ends_with(".jinja") || name == "tokenizer.model";
+    if (text && name != "config.json" && !name.ends_with(".index.json"))
+      write_file(out / name, read_file(entry.path()));
+  }
+  json config = read_json_file(model / "config.json");
+  for (const char* packed : {"quantization", "quantization_config"}) config.erase(packed);
+  const std::string dtype = dtype_of(flags, config);
+  config["torch_dtype"] = dtype == "F32" ? "float32" : dtype == "F16" ? "float16" : "bfloat16";
+  write_file(out / "config.json", config.dump(2) + '\n');
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,40 @@
+// The folder that `tandem train` writes: what lies in it besides weights, and which checkpoint is the last.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "cli/session.h"
+#include "cluster/train_worker.h"
+#include "train/schedule.h"
+
+namespace tandem::cli {
+
+struct TrainFlags {
+  std::string model, data, out = "adapters";
+  int iters = 1000, batch_size = 4, accumulation = 1, longest = 2048;
+  train::Schedule schedule{.peak = 1e-5};
+  int report_every = 10, evaluate_every = 200, evaluate_batches = 25, save_every = 100, restarts = 10;
+  bool mask_prompt = false, json = false, resume = false;
+  std::string parallel = "tp", save_dtype;
+  cluster::Training training;
+  ClusterFlags cluster;
+};
+
+// All weights; else an adapter.
+inline bool trains_all(const TrainFlags& flags) { return flags.training.method == "full"; }
+
+// How safetensors spells the dtype of the result: "BF16", "F16" or "F32".
+std::string result_dtype(const TrainFlags& flags, const std::filesystem::path& model);
+
+std::filesystem::path weights_file(const TrainFlags& flags);
+// OUT/checkpoint-000100.safetensors, after step 100.
+std::filesystem::path checkpoint_file(const TrainFlags& flags, int step);
+// The step of the last checkpoint; 0: there is none.
+int last_checkpoint(const TrainFlags& flags);
+
+// What belongs into the folder besides the weights, before the first of them. InputError where it holds
+// another run's, or one that began otherwise than the one that is to be resumed.
+void write_beside(const TrainFlags& flags, const std::filesystem::path& model);
+
+}  // namespace tandem::cli
