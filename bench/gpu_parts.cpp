@@ -74,6 +74,74 @@ double measure(mx::array x, const std::function<mx::array(const mx::array&)>& st
   return 1e6 * (median(with) - median(without)) / chain;
 }
 
+struct Parts {
+  parallel::ModelSizes sizes;
+  int bits, batch;
+
+  static void say(const std::string& name, double us, double bytes = 0) {
+    fmt::print("{:<28}{:8.1f} us", name, us);
+    if (bytes > 0) fmt::print("{:8.2f} TB/s", bytes / us / 1e6);
+    fmt::print("\n");
+  }
+  mx::array part(const mx::array& rows, int first, int end) const {
+    return mx::slice(rows, {0, first}, {batch, end});
+  }
+  int width() const { return (sizes.query_heads + 2 * sizes.kv_heads) * sizes.head_dim; }
+
+  // A chain goes on with `in` numbers of what came out, or with what came out and some others.
+  void product(const std::string& name, int out, int in) const {
+    const auto w = matrix(out, in, bits);
+    const mx::array wide = normal({batch, std::max(in, out)});
+    const double us = measure(part(wide, 0, in), [&](const mx::array& y) {
+      const mx::array z = kernels::linear(y, w);
+      return out >= in ? part(z, 0, in) : mx::concatenate({z, part(wide, out, in)}, 1);
+    });
+    say(name, us, static_cast<double>(w.bytes()));
+  }
+
+  void products() const {
+    product("queries, keys, values", width(), sizes.hidden);
+    product("attention's output", sizes.hidden, sizes.query_heads * sizes.head_dim);
+    product("gate and up", 2 * sizes.ffn, sizes.hidden);
+    product("down, with a concatenation", sizes.hidden, sizes.ffn);
+    product("logits", sizes.vocabulary, sizes.hidden);
+  }
+
+  void pointwise() const {
+    const mx::array x = normal({batch, sizes.hidden}), norm = normal({sizes.hidden});
+    say("sum and norm",
+        measure(x, [&](const mx::array& y) { return kernels::add_rms_norm(y, x, norm, 1e-6F).norm; }));
+    const mx::array gate = normal({batch, 2 * sizes.ffn});
+    say("silu", measure(part(gate, 0, sizes.ffn), [&](const mx::array& y) {
+          return kernels::silu_multiply(y, part(gate, sizes.ffn, 2 * sizes.ffn));
+        }));
+  }
+
+  void attention() const {
+    const int dim = sizes.head_dim, queries = sizes.query_heads, kv = sizes.kv_heads;
+    const mx::array rows = normal({batch, width()});
+    const auto keys = part(rows, queries * dim, (queries + kv) * dim),
+               values = part(rows, (queries + kv) * dim, width());
+    const std::vector<float> lengths(dim / 2, 3);
+    const std::vector<int> at(batch, context);
+    const auto angles =
+        kernels::angles_at(mx::array(at.data(), {batch}, mx::int32), mx::array(lengths.data(), {dim / 2}), 1);
+    const mx::array q = part(rows, 0, queries * dim);
+    say("rotate", measure(q, [&](const mx::array& y) { return kernels::rotate({y, keys}, angles, dim)[0]; }));
+    std::vector<kernels::KeyValues> held(batch);
+    kernels::AttentionHeads heads{{}, kv, 0.1F};
+    for (int head = 0; head < queries; ++head) heads.kv_of_query.push_back(head * kv / queries);
+    const auto attend = [&](const mx::array& q_rows, const mx::array& k, const mx::array& v, int tokens) {
+      std::vector<kernels::AttentionRows> sequences;
+      for (auto& one : held) sequences.push_back({tokens, &one});
+      return kernels::attention(q_rows, k, v, heads, sequences);
+    };
+    const mx::array prompt = normal({batch * context, kv * dim});
+    mx::eval(attend(normal({batch * context, queries * dim}), prompt, prompt, context));
+    say("attention", measure(q, [&](const mx::array& y) { return attend(y, keys, values, 1); }));
+  }
+};
+
 }  // namespace
 
 int main(int count, char** args) {
@@ -83,69 +151,10 @@ int main(int count, char** args) {
   }
   kernels::use_large_cuda_graphs();
   mx::set_default_device(mx::Device::gpu);
-  const auto config = models::parse_config(read_json_file(args[1]));
-  const int bits = std::string(args[2]) == "bf16" ? 16 : std::stoi(args[2]),
-            batch = count > 3 ? std::stoi(args[3]) : 1;
-  const auto& sizes = config.sizes;
-  const int hidden = sizes.hidden, dim = sizes.head_dim, queries = sizes.query_heads, kv = sizes.kv_heads;
-  const int width = (queries + 2 * kv) * dim;
-  const mx::array x = normal({batch, hidden});
-  const auto part = [&](const mx::array& y, int size) { return mx::slice(y, {0, 0}, {batch, size}); };
-  const auto say = [](const std::string& name, double us, double bytes) {
-    fmt::print("{:<28}{:8.1f} us", name, us);
-    if (bytes > 0) fmt::print("{:8.2f} TB/s", bytes / us / 1e6);
-    fmt::print("\n");
-  };
-  const auto product = [&](const std::string& name, int out, int in) {
-    const auto w = matrix(out, in, bits);
-    // What makes `in` numbers of what comes in, or of `out` numbers what goes on.
-    const mx::array wide = normal({batch, std::max(in, out)});
-    say(name,
-        measure(part(wide, in),
-                [&](const mx::array& y) {
-                  const mx::array z = kernels::linear(y, w);
-                  return out >= in ? part(z, in) : mx::concatenate({z, part(wide, in - out)}, 1);
-                }),
-        static_cast<double>(w.bytes()));
-  };
-  product("queries, keys, values", width, hidden);
-  product("attention's output", hidden, queries * dim);
-  product("gate and up", 2 * sizes.ffn, hidden);
-  product("down, with a concatenation", hidden, sizes.ffn);
-  product("logits", sizes.vocabulary, hidden);
-  const mx::array norm = normal({hidden});
-  say("sum and norm",
-      measure(x, [&](const mx::array& y) { return kernels::add_rms_norm(y, x, norm, 1e-6F).norm; }), 0);
-  const mx::array gate = normal({batch, 2 * sizes.ffn});
-  say("silu",
-      measure(part(gate, sizes.ffn),
-              [&](const mx::array& y) { return kernels::silu_multiply(y, part(gate, sizes.ffn)); }),
-      0);
-  std::vector<float> lengths(dim / 2, 3);
-  const std::vector<int> at(batch, context);
-  const auto angles =
-      kernels::angles_at(mx::array(at.data(), {batch}, mx::int32), mx::array(lengths.data(), {dim / 2}), 1);
-  const mx::array rows = normal({batch, width});
-  const auto keys = mx::slice(rows, {0, queries * dim}, {batch, (queries + kv) * dim});
-  const auto values = mx::slice(rows, {0, (queries + kv) * dim}, {batch, width});
-  say("rotate",
-      measure(part(rows, queries * dim),
-              [&](const mx::array& y) {
-                return kernels::rotate({y, keys}, angles, dim)[0];
-              }),
-      0);
-  std::vector<kernels::KeyValues> held(batch);
-  kernels::AttentionHeads heads{{}, kv, 0.1F};
-  for (int head = 0; head < queries; ++head) heads.kv_of_query.push_back(head * kv / queries);
-  const auto attend = [&](const mx::array& q, const mx::array& k, const mx::array& v, int tokens) {
-    std::vector<kernels::AttentionRows> sequences;
-    for (auto& one : held) sequences.push_back({tokens, &one});
-    return kernels::attention(q, k, v, heads, sequences);
-  };
-  mx::eval(attend(normal({batch * context, queries * dim}), normal({batch * context, kv * dim}),
-                  normal({batch * context, kv * dim}), context));
-  say("attention",
-      measure(part(rows, queries * dim),
-              [&](const mx::array& y) { return attend(y, mx::contiguous(keys), values, 1); }),
-      0);
+  const int bits = std::string(args[2]) == "bf16" ? 16 : std::stoi(args[2]);
+  const Parts parts{models::parse_config(read_json_file(args[1])).sizes, bits,
+                    count > 3 ? std::stoi(args[3]) : 1};
+  parts.products();
+  parts.pointwise();
+  parts.attention();
 }

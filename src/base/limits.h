@@ -95,7 +95,8 @@ inline constexpr int prefill_chunk_tokens = 512;
 inline constexpr int stage_chunk_tokens = 128;  // the same of pipeline stages, which small chunks fill sooner
 inline constexpr int stage_chunks = 8;          // of a long prompt there, at least
 inline constexpr int score_chunk_tokens = 128;  // every row of it has logits
-inline constexpr std::size_t batch_sequences = 32;  // that a step computes at once
+inline constexpr std::size_t batch_sequences = 32;   // that a step computes at once
+inline constexpr std::size_t overlapping_steps = 2;  // of a lone GPU: one computed, one to go on with
 inline constexpr std::size_t queued_requests = 256;
 inline constexpr std::size_t worker_inbox = 4096;  // messages; more than requests and their cancels can be
 inline constexpr milliseconds interrupt_poll{50};  // how soon Ctrl-C is seen

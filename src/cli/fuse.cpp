@@ -40,7 +40,7 @@ int run(const FuseFlags& flags) {
         '\n');
     return 0;
   } catch (const models::FuseStopped&) {
-    bar.note(dim("stopped; what is in the folder is no model: remove it"));
+    bar.note(dim("stopped"));
     return exit_interrupted;
   } catch (...) {
     bar.clear();

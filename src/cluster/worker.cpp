@@ -22,6 +22,7 @@
 #include "engine/step.h"
 #include "hardware/cores.h"
 #include "hardware/machine.h"
+#include "kernels/cuda_attention.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
@@ -170,9 +171,12 @@ void lead(ControlChannel& channel, Work& work, engine::ServingLimits serving_lim
     for (; message; message = channel.try_receive()) {
       answer(scheduler.submit(engine::request_from_json(*message), now_s()));
     }
-    // Of steps that overlap, the device has one to go on with.
-    const bool full = work.overlaps() && under_way.size() >= 2;
-    engine::StepPlan plan = full ? engine::StepPlan{} : scheduler.next(now_s(), work.overlaps());
+    engine::StepPlan plan;
+    if (!work.overlaps() || under_way.empty()) {
+      plan = scheduler.next(now_s());
+    } else if (under_way.size() < limits::overlapping_steps) {
+      plan = scheduler.ahead();
+    }
     bool wait = plan.empty() && !under_way.empty();  // nothing to compute without a step's logits
     if (!wait) {
       work.tell(plan);
@@ -234,15 +238,15 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
       device == mx::Device::gpu ? decoder.layers.front().attention_norm.dtype() : mx::float32;
   const auto format = start.kv_bits == 8 ? kernels::KeyValueFormat::int8 : kernels::KeyValueFormat::plain;
   const int stages = static_cast<int>(plan.stages.size());
+  // Where caches are written in place: MLX would copy what the step before still reads.
+  const bool overlaps =
+      plan.world_size() == 1 &&
+      std::all_of(decoder.layers.begin(), decoder.layers.end(), [&](const models::DecoderLayer& layer) {
+        const auto shape = std::visit([](const auto& a) { return models::held_shape(a); }, layer.attention);
+        return kernels::has_cuda_attention(shape, format, activations, mx::default_stream(device));
+      });
   Work work(channel,
-            {std::move(decoder),
-             {stage, activations},
-             group,
-             plan.place(start.rank),
-             format,
-             // Where the caches are written in place.
-             kernels::is_cuda(mx::default_stream(device)) && plan.world_size() == 1 &&
-                 format == kernels::KeyValueFormat::plain},
+            {std::move(decoder), {stage, activations}, group, plan.place(start.rank), format, overlaps},
             group, stages > 1);
   channel.send({{"ready", ready}});
   channel.expect<json>("go");

@@ -161,35 +161,43 @@ std::size_t Scheduler::running() const {
   return count;
 }
 
-bool Scheduler::Sequence::may_go_ahead() const {
+bool Scheduler::Sequence::awaits_last_token() const {
   const auto* generate = std::get_if<GenerateRequest>(&request);
-  return generate && planned == static_cast<int>(ids.size()) && takes_likeliest(generate->sampling) &&
-         static_cast<int>(ids.size()) - prompt_tokens + 1 < generate->max_tokens;
+  const int answered = static_cast<int>(ids.size()) - prompt_tokens;
+  return generate && planned == static_cast<int>(ids.size()) && answered + 1 >= generate->max_tokens;
 }
 
-// Else those that may would take every other step without the rest, each of which reads all weights.
-bool Scheduler::all_may_go_ahead(std::size_t count) const {
-  return std::all_of(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(count),
-                     [](const Sequence& sequence) {
-                       const auto* generate = std::get_if<GenerateRequest>(&sequence.request);
-                       return !generate || takes_likeliest(generate->sampling);
-                     });
+StepPlan Scheduler::ahead() {
+  StepPlan plan;
+  std::vector<Sequence*> going;
+  const std::size_t count = running();
+  for (std::size_t i = 0; i < count; ++i) {
+    Sequence& sequence = queue_[i];
+    if (sequence.awaits_last_token()) continue;
+    const auto* generate = std::get_if<GenerateRequest>(&sequence.request);
+    const bool may = generate && takes_likeliest(generate->sampling) &&
+                     sequence.planned == static_cast<int>(sequence.ids.size()) &&
+                     sequence.planned % cache_block_tokens != 0;
+    if (!may) return {};
+    going.push_back(&sequence);
+  }
+  if (going.empty()) return {};
+  plan.released_slots = std::exchange(released_, {});
+  for (Sequence* sequence : going) {
+    plan.sequences.push_back({sequence->slot, {likeliest_token}, {0}, false});
+    ++sequence->planned;
+  }
+  return plan;
 }
 
-StepPlan Scheduler::next(double now_s, bool ahead) {
+StepPlan Scheduler::next(double now_s) {
   StepPlan plan;
   plan.released_slots = std::exchange(released_, {});
   int prompt_tokens = prompt_tokens_of_a_step(), scored_tokens = limits::score_chunk_tokens,
       answers = answers_of_a_step();
   const std::size_t count = running();
-  ahead = ahead && all_may_go_ahead(count);
   for (std::size_t i = 0; i < count; ++i) {
     Sequence& sequence = queue_[i];
-    if (ahead && sequence.may_go_ahead()) {
-      plan.sequences.push_back({sequence.slot, {likeliest_token}, {0}, false});
-      ++sequence.planned;
-    }
-    if (sequence.awaits_token()) continue;
     const int left = static_cast<int>(sequence.ids.size()) - sequence.planned;
     int& room = sequence.answers()                                       ? answers
                 : std::holds_alternative<ScoreRequest>(sequence.request) ? scored_tokens

@@ -37,9 +37,13 @@ class Scheduler {
   // The next step of the oldest requests, limits::batch_sequences at most and as many as the cache has room
   // for whatever they grow to: the next token of each that answers, and of the prompts as many tokens, the
   // oldest's first, as a step takes. With pipeline stages a part of the answers has its place in each step.
-  // May be called again before finish(); a token whose predecessor is not sampled yet waits, but with
-  // `ahead`, where all answers take the likeliest token, it goes into the plan as likeliest_token.
-  StepPlan next(double now_s, bool ahead = false);
+  // May be called again before finish(); a token whose predecessor is not sampled yet waits.
+  StepPlan next(double now_s);
+
+  // The step after one that is under way, where it needs nothing of that but likeliest_token, and no new
+  // block of a cache; else an empty one: what is not all answers together would read all weights for a part
+  // of them.
+  StepPlan ahead();
 
   // What the oldest unfinished step brings: tokens, ends, scores.
   std::vector<Event> finish(const StepPlan& plan, StepResult result, double now_s);
@@ -55,9 +59,8 @@ class Scheduler {
     double sum_nll = 0;
     double submitted_s = 0, started_s = -1, first_token_s = 0;
 
-    bool awaits_token() const { return planned >= static_cast<int>(ids.size()); }
-    // Whether that token comes and is not the last, and is the likeliest.
-    bool may_go_ahead() const;
+    // Whether the token that is being computed is the answer's last one.
+    bool awaits_last_token() const;
     bool answers() const { return planned >= prompt_tokens; }
     std::int64_t most_cached() const;  // tokens of the cache that it can come to take
   };
@@ -68,7 +71,6 @@ class Scheduler {
   int prompt_tokens_of_a_step() const;
   bool is_expanded(const Sequence& sequence) const;
   std::vector<int> wanted_rows(const Sequence& sequence, int tokens) const;
-  bool all_may_go_ahead(std::size_t count) const;
   std::vector<Event> finish_step(Sequence& sequence, const SequenceStep& step, std::span<float> rows,
                                  std::span<const int> likeliest, double now_s);
   std::vector<Event> finish_generate(Sequence& sequence, std::span<float> rows,

@@ -120,7 +120,7 @@ mx::array StepRunner::ids_of(const StepPlan& plan) const {
         place = static_cast<int>(total) + row->second;
         known = false;
       }
-      ids.push_back(std::max(0, token));
+      ids.push_back(token == likeliest_token ? 0 : token);
       places.push_back(place);
     }
   }
@@ -161,7 +161,7 @@ void StepRunner::start(const StepPlan& plan) {
     return;
   }
   if (wanted.empty()) return mx::eval(hidden);
-  likeliest_rows_ = std::move(rows_of_slots);
+  if (overlaps_) likeliest_rows_ = std::move(rows_of_slots);
   give_logits(models::logits(model_, mx::take(hidden, int_array(wanted), 0), context_));
 }
 
@@ -175,11 +175,11 @@ StepResult StepRunner::finish() {
       result.logits.assign(logits.data<float>(), logits.data<float>() + logits.size());
       result.likeliest.assign(likeliest.data<int>(), likeliest.data<int>() + likeliest.size());
     }
-  } else if (awaits(step)) {
-    step.arrived.resize(step.logits);
-    parallel::exchange(world_, {{place_.output_rank, std::nullopt, bytes_of(step.arrived)}});
-    result.logits = std::move(step.arrived);
   } else {
+    if (awaits(step)) {
+      step.arrived.resize(step.logits);
+      parallel::exchange(world_, {{place_.output_rank, std::nullopt, bytes_of(step.arrived)}});
+    }
     result.logits = std::move(step.arrived);
   }
   under_way_.pop_front();
@@ -192,12 +192,6 @@ bool StepRunner::can_finish() const {
   if (oldest.computing.empty()) return !awaits(oldest);
   return std::all_of(oldest.computing.begin(), oldest.computing.end(),
                      [](const mx::array& x) { return x.is_available(); });
-}
-
-StepMemory StepRunner::memory() const {
-  StepMemory memory = step_memory(model_, context_.activations, cache_format_);
-  if (overlaps_) memory.buffers *= 2;
-  return memory;
 }
 
 // [T, hidden] from the stage before.

@@ -16,8 +16,8 @@
 
 namespace tandem::engine {
 
-// In a plan: the token with the highest logit of the sequence's last row in the step before, which need not
-// be finished. Only where steps overlap.
+// In a plan: the token with the highest logit of the sequence's last row in the newest step that gives
+// logits, which need not be finished. Only where steps overlap.
 inline constexpr int likeliest_token = -1;
 
 // Tokens of one sequence to append to its cache.
@@ -77,7 +77,7 @@ class StepRunner {
   bool overlaps() const { return overlaps_; }
 
   std::size_t cache_bytes() const;
-  StepMemory memory() const;
+  StepMemory memory() const { return step_memory(model_, context_.activations, cache_format_); }
   int model_context() const { return model_.config.context; }  // tokens
 
  private:

@@ -15,7 +15,7 @@ namespace {
 namespace mx = mlx::core;
 
 // Inputs: q, k, v, places and for each sequence what it holds; output: y; constants: T, key_dim, value_dim,
-// heads, kv_heads, queries, window, in_keys, sequences, lanes, at_once, warps, scale_bits.
+// heads, kv_heads, queries, window, in_keys, lanes, at_once, warps, scale_bits.
 //
 // A block computes `queries` heads, which read one key/value head, of a sequence. `lanes` threads together
 // take every n-th position, each some numbers of it, with a softmax of their own (Milakov and Gimelshein,
@@ -195,7 +195,6 @@ CudaLaunch describe(const Shape& shape, const AttentionHeads& heads, mx::Dtype d
                                   {"queries", queries},
                                   {"window", heads.window},
                                   {"in_keys", shape.in_keys},
-                                  {"sequences", compiled_for},
                                   {"lanes", lanes_of(shape)},
                                   {"at_once", shape.key_dim > 256 ? 1 : 4},
                                   {"warps", warps},
@@ -231,6 +230,12 @@ mx::array places_of(std::vector<int> places) {
 
 }  // namespace
 
+bool has_cuda_attention(const KeyValueShape& shape, KeyValueFormat format, mx::Dtype dtype, mx::Stream s) {
+  constexpr int most_key_dim = 1024, most_value_dim = 512;
+  return is_cuda(s) && is_half(dtype) && format == KeyValueFormat::plain && shape.key_dim % 8 == 0 &&
+         shape.value_dim % 8 == 0 && shape.key_dim <= most_key_dim && shape.value_dim <= most_value_dim;
+}
+
 std::optional<mx::array> attention_on_cuda(const mx::array& q, const mx::array& k, const mx::array& v,
                                            const AttentionHeads& heads, int first,
                                            std::span<const AttentionRows> sequences, mx::Stream s) {
@@ -238,12 +243,10 @@ std::optional<mx::array> attention_on_cuda(const mx::array& q, const mx::array& 
   const Shape shape{query_heads, heads.kv_heads, k.shape(1) / heads.kv_heads,
                     heads.value_dim > 0 ? heads.value_dim : v.shape(1) / heads.kv_heads, heads.value_dim > 0};
   const mx::Dtype dtype = q.dtype();
-  const bool fits = is_cuda(s) && is_half(dtype) && k.dtype() == dtype && v.dtype() == dtype &&
-                    !heads.expansion && heads.are_even() && shape.key_dim % 8 == 0 &&
-                    shape.value_dim % 8 == 0 && shape.key_dim <= 1024 && shape.value_dim <= 512;
-  if (!fits) return std::nullopt;
+  if (k.dtype() != dtype || v.dtype() != dtype || heads.expansion || !heads.are_even()) return std::nullopt;
+  const KeyValueShape held_shape{heads.kv_heads, shape.key_dim, shape.value_dim, shape.in_keys};
   const auto is_single = [&](const AttentionRows& one) {
-    return one.tokens == 1 && one.held && one.held->format == KeyValueFormat::plain;
+    return one.tokens == 1 && one.held && has_cuda_attention(held_shape, one.held->format, dtype, s);
   };
   if (sequences.empty() || !std::all_of(sequences.begin(), sequences.end(), is_single)) return std::nullopt;
   std::vector<int> places;

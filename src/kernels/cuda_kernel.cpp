@@ -1,9 +1,12 @@
 #include "kernels/cuda_kernel.h"
 
+#include <fmt/format.h>
 #include <mlx/backend/cuda/cuda.h>
 #include <stdlib.h>
 
 #include <algorithm>
+
+#include "base/hash.h"
 
 namespace tandem::kernels {
 
@@ -78,8 +81,10 @@ std::vector<mx::array> CudaKernels::run(std::vector<int> key, const Describe& de
   auto& primitive = kept_[std::move(key)];
   if (!primitive) {
     const CudaLaunch launch = describe();
+    // MLX finds what was compiled, on the disk too, by the name and the constants alone.
+    const auto name = fmt::format("{}_{:x}", launch.name, fnv1a(launch.header + launch.source));
     const auto kernel =
-        mx::fast::cuda_kernel(launch.name, launch.inputs, launch.outputs, launch.source, launch.header,
+        mx::fast::cuda_kernel(name, launch.inputs, launch.outputs, launch.source, launch.header,
                               /*ensure_row_contiguous=*/!launch.strided);
     primitive =
         kernel(inputs, shapes, dtypes, launch.grid, launch.block, launch.constants, std::nullopt, false, s)

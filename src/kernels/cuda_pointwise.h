@@ -16,8 +16,8 @@ std::optional<SumAndNorm> add_rms_norm_on_cuda(const mlx::core::array& x, const 
                                                const mlx::core::array& weight, float eps,
                                                mlx::core::Stream s);
 
-// As rotate(). None where it is not for this kernel: no CUDA GPU, other dtypes than half precision, rows
-// whose numbers do not lie side by side, more than two kinds of rows.
+// As rotate(), of rows whose numbers lie side by side. None where it is not for this kernel: no CUDA GPU,
+// other dtypes than half precision, more than two kinds of rows.
 std::optional<std::vector<mlx::core::array>> rotate_on_cuda(const std::vector<mlx::core::array>& rows,
                                                             const Angles& angles, int head_dim,
                                                             mlx::core::Stream s);

@@ -17,7 +17,7 @@ constexpr int warp = 32;
 constexpr int most_experts = 1024;
 
 // Inputs: logits and perhaps bias; outputs: ids, weights; constants: experts, chosen, groups, chosen_groups,
-// sigmoid, best_two, normalised, has_bias, scale_bits, first_held, end_held. A warp chooses for a row.
+// sigmoid, best_two, normalised, scale_bits, first_held, end_held. A warp chooses for a row.
 const char* const route_source = R"(
   constexpr int each = (experts + 31) / 32, size = experts / groups;
   constexpr float lowest = -3.4e38f;
@@ -135,7 +135,6 @@ CudaLaunch describe(const Routing& r, int rows, bool has_bias) {
                                   {"sigmoid", r.score == Routing::Score::sigmoid},
                                   {"best_two", r.group_score == Routing::GroupScore::best_two},
                                   {"normalised", r.normalised},
-                                  {"has_bias", has_bias},
                                   {"scale_bits", std::bit_cast<int>(r.scale)},
                                   {"first_held", r.first_held},
                                   {"end_held", r.end_held}},

@@ -91,8 +91,8 @@ struct HeldRows {
   std::size_t bytes() const;
 };
 
-// Makes room for the positions below `end` in rows [1, H, capacity, D], of which `shape` is one position's,
-// with zeros, in steps of a block.
+// Makes room for the positions below `end` in rows [1, H, capacity, D], with zeros, in steps of a block.
+// `shape` is that of new rows, whose number is not read.
 void grow(std::optional<mlx::core::array>& rows, int end, const mlx::core::Shape& shape,
           mlx::core::Dtype dtype, mlx::core::Stream s);
 

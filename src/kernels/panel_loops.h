@@ -15,10 +15,10 @@
 namespace tandem::kernels {
 namespace {
 
-// How far a product of few rows asks for its stream ahead, and into which cache. It reads the weights once, so
-// that on AMD they best pass the second-level cache by (Zen 1: 8 to 21 % over the hardware's own prefetch). On
-// Intel what bypasses that cache waits in the few buffers of the first: 10 GB/s (Sapphire Rapids) where 15 come
-// through it.
+// How far a product of few rows asks for its stream ahead, and into which cache. It reads the weights once,
+// so that on AMD they best pass the second-level cache by (Zen 1: 8 to 21 % over the hardware's own
+// prefetch). On Intel what bypasses that cache waits in the few buffers of the first: 10 GB/s (Sapphire
+// Rapids) where 15 come through it.
 struct Prefetch {
   int bytes;
   int locality;  // of __builtin_prefetch: 0 bypasses, 2 is the second-level cache
@@ -176,7 +176,7 @@ inline void dense(const Block& b, int vector) {
     const float* x = reinterpret_cast<const float*>(b.tile) + unit * 2 * M;
     for (int p = 0; p < P; ++p) {
       const std::byte* at = b.panel + p * b.apart * b.panel_bytes + unit * bytes;
-      ahead<Isa, M>(at, bytes);
+      if (vector == 0) ahead<Isa, M>(at, bytes);
       for (int k = 0; k < 2; ++k) {
         typename Isa::Float w[V];
         load_weights<Isa, F, V>(at, k, vector, w);
@@ -197,7 +197,7 @@ inline void dense_pairs(const Block& b, int vector) {
     const std::byte* x = b.tile + unit * 4 * M;
     for (int p = 0; p < P; ++p) {
       const std::byte* at = b.panel + p * b.apart * b.panel_bytes + unit * 4 * panel_outputs;
-      ahead<Isa, M>(at, 4 * panel_outputs);
+      if (vector == 0) ahead<Isa, M>(at, 4 * panel_outputs);
       typename Isa::Int w[V];
       for (int v = 0; v < V; ++v) w[v] = Isa::load_int(at + (vector + v) * Isa::lanes * 4);
       for (int m = 0; m < M; ++m) {
@@ -247,9 +247,9 @@ inline void quantised_group(const Block& b, const IntegerTile<M>& tile, const st
     const std::int32_t sum = tile.sums[g * M + m];
     for (int v = 0; v < V; ++v) dots[m][v] = F == Format::q8 ? Isa::start8(sum) : Isa::start4(sum);
   }
-  ahead<Isa, M>(unit, 2 * head);
+  if (vector == 0) ahead<Isa, M>(unit, 2 * head);
   for (int k = 0; k < group; k += 32, codes += step_bytes, x += 32 * M) {
-    ahead<Isa, M>(codes, step_bytes);
+    if (vector == 0) ahead<Isa, M>(codes, step_bytes);
     if constexpr (F == Format::q8) {
       Isa::template dot8<M, V>(codes, x, dots);
     } else {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,9 +42,12 @@ class Fuser {
       if (name.ends_with(".weight") && info.shape.size() == 2) known.insert(name.substr(0, name.size() - 7));
     }
     adapters_.check_all(known);
-    for (const auto& file : source_.files()) progress_.total_bytes += fs::file_size(file);
+    for (const auto& [name, info] : source_.tensors()) progress_.total_bytes += info.end - info.begin;
+    for (const auto& linear : adapters_.linears()) check(linear);
     progress_.matrices = adapters_.linears().size();
   }
+
+  std::uint64_t total_bytes() const { return progress_.total_bytes; }
 
   // Each of the model's files anew, under its name.
   FuseProgress write(const fs::path& out) {
@@ -68,17 +72,18 @@ class Fuser {
     const weights::SafetensorsFile file(from);
     const auto specs = specs_of(file);
     weights::SafetensorsWriter writer(to, specs);
+    std::set<std::string> done;  // of the adapted matrices, whose tensors need not be neighbours
     for (const auto& spec : specs) {
       const auto dot = spec.name.rfind('.');
       const std::string linear = spec.name.substr(0, dot), ending = spec.name.substr(dot + 1);
-      const bool is_fused =
-          adapters_.has(linear) && (ending == "weight" || ending == "scales" || ending == "biases");
-      if (is_fused) {
-        const mx::array part = fused(linear).at(ending);
-        put(writer, spec.name, 0, {part.data<char>(), part.nbytes()});
-        if (ending == "weight") ++progress_.fused;
-      } else {
+      if (!adapters_.has(linear) || (ending != "weight" && ending != "scales" && ending != "biases")) {
         copy(file, spec.name, writer);
+      } else if (done.insert(linear).second) {
+        for (const auto& [part, array] : fused(linear)) {
+          const std::string name = linear + '.' + part;
+          if (file.tensors().contains(name)) put(writer, name, 0, {array.data<char>(), array.nbytes()});
+        }
+        if (file.tensors().contains(linear + ".weight")) ++progress_.fused;
       }
     }
     writer.finish();
@@ -109,6 +114,16 @@ class Fuser {
     return source_.read({name, {shape.begin(), shape.end()}, -1, {}, element}, [](std::uint64_t) {});
   }
 
+  // That both halves are there and of the matrix's shape.
+  void check(const std::string& linear) const {
+    const auto& shape = source_.info(linear + ".weight").shape;
+    int in = static_cast<int>(shape[1]);
+    if (source_.has(linear + ".scales")) in = in * 32 / config_.formats.of(linear).bits;
+    const int rank = adapters_.has(linear) ? adapters_.rank(linear) : 0;
+    adapters_.read({linear + AdapterFiles::down_ending, {in, rank}});
+    adapters_.read({linear + AdapterFiles::up_ending, {rank, static_cast<int>(shape[0])}});
+  }
+
   // lora_a · lora_b, turned over: [out, in] float32.
   mx::array added(const std::string& linear, int out, int in) const {
     const int rank = adapters_.rank(linear);
@@ -119,10 +134,8 @@ class Fuser {
     return mx::multiply(mx::array(adapters_.scale()), mx::transpose(mx::matmul(down, up, cpu), cpu), cpu);
   }
 
-  // The product's tensors by their endings: "weight", and where it is quantised "scales" and "biases". The
-  // last one's are kept, since they lie side by side.
-  const std::map<std::string, mx::array>& fused(const std::string& linear) {
-    if (linear == last_) return last_tensors_;
+  // The product's tensors by their endings: "weight", and where it is quantised "scales" and "biases".
+  std::map<std::string, mx::array> fused(const std::string& linear) const {
     const mx::Device cpu = mx::Device::cpu;
     std::map<std::string, mx::array> made;
     if (!source_.has(linear + ".scales")) {
@@ -146,9 +159,7 @@ class Fuser {
       made.emplace("biases", parts[2]);
     }
     for (auto& [ending, array] : made) array.eval();
-    last_ = linear;
-    last_tensors_ = std::move(made);
-    return last_tensors_;
+    return made;
   }
 
   ModelConfig config_;
@@ -156,8 +167,6 @@ class Fuser {
   AdapterFiles adapters_;
   const FuseWatcher& watcher_;
   FuseProgress progress_;
-  std::string last_;
-  std::map<std::string, mx::array> last_tensors_;
 };
 
 // Makes it where it is not there yet.
@@ -178,12 +187,18 @@ FuseProgress fuse(const fs::path& model, const fs::path& adapter, const fs::path
                   const FuseWatcher& watcher) {
   Fuser fuser(model, adapter, watcher);
   take_folder(out);
-  const auto progress = fuser.write(out);
-  copy_beside_weights(model, out, watcher.note);
-  if (const auto index = model / "model.safetensors.index.json"; fs::exists(index))
-    write_file(out / index.filename(), read_file(index));
-  write_file(out / "config.json", read_file(model / "config.json"));
-  return progress;
+  check_space(out, fuser.total_bytes());
+  try {
+    const auto progress = fuser.write(out);
+    copy_beside_weights(model, out, watcher.note);
+    if (const auto index = model / "model.safetensors.index.json"; fs::exists(index))
+      write_file(out / index.filename(), read_file(index));
+    write_file(out / "config.json", read_file(model / "config.json"));
+    return progress;
+  } catch (...) {
+    watcher.note(fmt::format("what is in {} is no model: remove it", out.string()));
+    throw;
+  }
 }
 
 }  // namespace tandem::models

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "base/atomic_file.h"
+#include "base/error.h"
 #include "base/file.h"
 #include "base/limits.h"
 
@@ -36,6 +37,16 @@ void copy_beside_weights(const fs::path& model, const fs::path& to,
     }
     write_file(to / name, read_file(entry.path()));
   }
+}
+
+void check_space(const fs::path& out, std::uint64_t needed) {
+  std::error_code error;
+  const auto space = fs::space(out, error);
+  if (error || needed <= space.available) return;
+  throw InputError(
+      fmt::format("not enough room in {}: {} bytes are needed, {} are free; free some, or name a "
+                  "folder on another disk",
+                  out.string(), needed, space.available));
 }
 
 }  // namespace tandem::models

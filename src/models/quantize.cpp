@@ -178,16 +178,6 @@ QuantizeReport report_of(const ModelConfig& config, const weights::Checkpoint& s
   return report;
 }
 
-void check_space(const fs::path& out, std::uint64_t needed) {
-  std::error_code error;
-  const auto space = fs::space(out, error);
-  if (error || needed <= space.available) return;
-  throw InputError(
-      fmt::format("not enough room in {}: {} bytes are needed, {} are free; free some, or name a "
-                  "folder on another disk",
-                  out.string(), needed, space.available));
-}
-
 void write_index(const QuantizeFolder& folder, const std::vector<std::vector<LaidOut>>& shards,
                  const QuantizeReport& report) {
   nlohmann::json index{

@@ -29,7 +29,7 @@ struct Endpoint {
 };
 
 // A bound, listening socket on a free port. The addresses of endpoint(): with `loopback_only`, 127.0.0.1
-// alone; else every address of every interface that is up, loopback last.
+// alone; else every address of every interface that is up, the fastest first and loopback last.
 class TcpListener {
  public:
   explicit TcpListener(bool loopback_only);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 
 #include "base/limits.h"
@@ -40,8 +41,9 @@ bool contains_any(const Network& network, const std::vector<std::string>& addres
                      [&](const auto& address) { return contains(network, address); });
 }
 
-// Of an interface; 0 where the system does not say.
-int megabits_of(const std::string& interface, const ifaddrs* list) {
+// Of an interface; 0 where the system does not say. macOS counts in 32 bits: 4295 stands for all that is
+// faster.
+int megabits_per_s(const std::string& interface, const ifaddrs* list) {
 #ifdef __APPLE__
   for (const ifaddrs* entry = list; entry; entry = entry->ifa_next) {
     if (interface != entry->ifa_name || !entry->ifa_addr || entry->ifa_addr->sa_family != AF_LINK) continue;
@@ -51,8 +53,10 @@ int megabits_of(const std::string& interface, const ifaddrs* list) {
   return 0;
 #else
   static_cast<void>(list);
+  const std::filesystem::path folder = "/sys/class/net/" + interface;
   int megabits = 0;
-  std::ifstream("/sys/class/net/" + interface + "/speed") >> megabits;
+  // A bridge or one end of a pair within the machine names a speed that nothing stands behind.
+  if (std::filesystem::exists(folder / "device")) std::ifstream(folder / "speed") >> megabits;
   return std::max(0, megabits);
 #endif
 }
@@ -78,7 +82,7 @@ std::vector<Network> own_networks() {
     if (entry->ifa_netmask) entry->ifa_netmask->sa_family = entry->ifa_addr->sa_family;
     for (const auto byte : bytes_of(entry->ifa_netmask)) prefix_bits += std::popcount(byte);
     networks.push_back({entry->ifa_name, text, prefix_bits, (entry->ifa_flags & IFF_LOOPBACK) != 0,
-                        megabits_of(entry->ifa_name, list)});
+                        megabits_per_s(entry->ifa_name, list)});
   }
   ::freeifaddrs(list);
   return networks;

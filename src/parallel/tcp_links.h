@@ -12,8 +12,9 @@ struct Network {
   std::string address;  // this machine's, numeric IPv4 or IPv6
   int prefix_bits = 0;
   bool loopback = false;
-  int megabits =
-      0;  // a second, as the system names the interface's speed; 0: it names none, as of Wi-Fi on Linux
+  // Of the interface, as the system names it; 0: it names none, as of Wi-Fi on Linux and of what is no
+  // hardware.
+  int megabits_per_s = 0;
 };
 
 // Link-local IPv6 is left out: it means nothing without the peer's name of the interface.

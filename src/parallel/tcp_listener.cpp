@@ -21,7 +21,7 @@ namespace {
 // cable first, loopback last.
 std::vector<std::string> addresses_of(std::vector<Network> networks) {
   std::stable_sort(networks.begin(), networks.end(), [](const Network& a, const Network& b) {
-    return a.loopback != b.loopback ? b.loopback : a.megabits > b.megabits;
+    return a.loopback != b.loopback ? b.loopback : a.megabits_per_s > b.megabits_per_s;
   });
   std::vector<std::string> addresses;
   for (const auto& network : networks) addresses.push_back(network.address);

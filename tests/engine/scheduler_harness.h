@@ -171,7 +171,12 @@ struct Pipeline {
 
   // One more step, or, where none can start or the stages are full, the oldest one's end.
   void move() {
-    StepPlan plan = under_way.size() < depth ? harness.scheduler.next(harness.now_s, overlaps) : StepPlan{};
+    StepPlan plan;
+    if (!overlaps || under_way.empty()) {
+      if (under_way.size() < depth) plan = harness.scheduler.next(harness.now_s);
+    } else if (under_way.size() < depth) {
+      plan = harness.scheduler.ahead();
+    }
     if (!plan.empty()) {
       auto result = harness.runner.run(plan);
       under_way.emplace_back(std::move(plan), std::move(result));

@@ -110,11 +110,16 @@ TEST(SchedulerTest, ARequestCancelledWithStepsUnderWayEndsOnce) {
 
 // Of requests that come and go at any time: each answers as it would alone, and ends once.
 TEST(SchedulerTest, StepsThatOverlapAnswerAsOthersDo) {
+  auto sampled = greedy(6, {10, 11}, 9);
+  sampled.sampling.temperature = 1;
+  Harness alone;
+  alone.submit(sampled);
+  alone.run_all();
   for (int cancelled_after = 0; cancelled_after < 40; ++cancelled_after) {
     SCOPED_TRACE(cancelled_after);
     Pipeline pipeline;
     pipeline.harness.submit(greedy(1, some_ids(limits::prefill_chunk_tokens + 3), 7));
-    pipeline.harness.submit(greedy(2, {4, 5}, 40));
+    pipeline.harness.submit(greedy(2, {4, 5}, 300));  // past a block of the cache
     pipeline.harness.submit(greedy(3, {6}, 1));
     auto ends = greedy(4, {7, 8}, 30);
     const auto whole = greedy_answer({7, 8}, 30);
@@ -124,39 +129,69 @@ TEST(SchedulerTest, StepsThatOverlapAnswerAsOthersDo) {
     pipeline.harness.submit(greedy(5, {9}, 200));
     for (int i = 0; i < cancelled_after; ++i) pipeline.move();
     pipeline.harness.submit(Cancel{5});
-    auto sampled = greedy(6, {10, 11}, 9);
-    sampled.sampling.temperature = 1;
     pipeline.harness.submit(sampled);
     pipeline.harness.submit(ScoreRequest{7, some_ids(20), true});
     pipeline.run_all();
     EXPECT_EQ(pipeline.harness.tokens(1), greedy_answer(some_ids(limits::prefill_chunk_tokens + 3), 7));
-    EXPECT_EQ(pipeline.harness.tokens(2), greedy_answer({4, 5}, 40));
+    EXPECT_EQ(pipeline.harness.tokens(2), greedy_answer({4, 5}, 300));
     EXPECT_EQ(pipeline.harness.tokens(3), greedy_answer({6}, 1));
     EXPECT_EQ(pipeline.harness.tokens(4), std::vector<int>(whole.begin(), end));
     EXPECT_EQ(pipeline.harness.done(5).reason, FinishReason::cancelled);
-    EXPECT_EQ(pipeline.harness.tokens(6).size(), 9u);
+    EXPECT_EQ(pipeline.harness.tokens(6), alone.tokens(6));
     EXPECT_EQ(pipeline.harness.done(7).reason, FinishReason::end);
     EXPECT_EQ(pipeline.most_under_way, 2u);
     EXPECT_EQ(pipeline.harness.runner.slots_held(), 0u);
   }
 }
 
-TEST(SchedulerTest, AnAnswerGoesAheadWhereItTakesTheLikeliestToken) {
-  const auto second_step = [](GenerateRequest request) {
+// Two that come at different times go together from then on.
+TEST(SchedulerTest, SampledAnswersShareTheirStepsWhereStepsOverlap) {
+  Pipeline pipeline;
+  for (int id = 1; id <= 2; ++id) {
+    auto request = greedy(id, {id, 2}, 30);
+    request.sampling.temperature = 1;
+    pipeline.harness.submit(request);
+    for (int i = 0; i < 5; ++i) pipeline.move();
+  }
+  for (int i = 0; i < 10; ++i) {
+    pipeline.move();
+    EXPECT_LE(pipeline.under_way.size(), 1u);
+    if (!pipeline.under_way.empty()) {
+      EXPECT_EQ(pipeline.under_way.back().first.sequences.size(), 2u);
+    }
+  }
+}
+
+TEST(SchedulerTest, AnAnswerGoesAheadWhereItNeedsTheLikeliestTokenAlone) {
+  const auto goes = [](const GenerateRequest& request) {
     Pipeline pipeline;
     pipeline.harness.submit(request);
     pipeline.move();
-    return pipeline.harness.scheduler.next(0, true).sequences.size();
+    return !pipeline.harness.scheduler.ahead().empty();
   };
   auto request = greedy(1, {1, 2}, 2);
-  EXPECT_EQ(second_step(request), 1u);
+  EXPECT_TRUE(goes(request));
   request.max_tokens = 1;
-  EXPECT_EQ(second_step(request), 0u);
+  EXPECT_FALSE(goes(request));
   request.max_tokens = 2;
   request.sampling.repetition_penalty = 1.1F;
-  EXPECT_EQ(second_step(request), 0u);
+  EXPECT_FALSE(goes(request));
   request.sampling = {.temperature = 0.5F};
-  EXPECT_EQ(second_step(request), 0u);
+  EXPECT_FALSE(goes(request));
+  EXPECT_FALSE(goes(greedy(1, some_ids(cache_block_tokens), 2)));  // its cache would grow
+  EXPECT_TRUE(goes(greedy(1, some_ids(cache_block_tokens + 1), 2)));
+  EXPECT_FALSE(goes(greedy(1, some_ids(limits::prefill_chunk_tokens + 1), 2)));  // its prompt goes on
+}
+
+TEST(SchedulerTest, OfEqualLogitsTheTokenIsTheOneThatTheNextStepWasGiven) {
+  Scheduler scheduler({vocabulary, context});
+  scheduler.submit(greedy(1, {1, 2}, 3), 0);
+  const auto plan = scheduler.next(0);
+  std::vector<float> rows(vocabulary, 0);
+  rows[4] = rows[9] = 7;
+  const auto events = scheduler.finish(plan, {rows, {9}}, 0);
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(std::get<TokenEvent>(events[0]).token, 9);
 }
 
 }  // namespace
