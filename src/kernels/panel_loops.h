@@ -15,10 +15,9 @@
 namespace tandem::kernels {
 namespace {
 
-// How far a product of few rows asks for its stream ahead, and into which cache. It reads the weights once,
-// so that on AMD they best pass the second-level cache by (Zen 1: 8 to 21 % over the hardware's own
-// prefetch). On Intel what bypasses that cache waits in the few buffers of the first: 10 GB/s (Sapphire
-// Rapids) where 15 come through it.
+// How far a product of few rows asks for its stream ahead, and into which cache. Weights are read once, so
+// that on AMD they best pass the second-level one by (Zen 1: 8 to 21 % over the hardware's prefetch). On
+// Intel what does waits in the few buffers of the first: 10 GB/s (Sapphire Rapids), where 15 come through it.
 struct Prefetch {
   int bytes;
   int locality;  // of __builtin_prefetch: 0 bypasses, 2 is the second-level cache

@@ -152,7 +152,7 @@ constexpr int tile_rows(Activation activation, const PanelLoops& loops) {
 const PanelLoops* find_loops(const char* name = nullptr);
 
 extern const PanelLoops panels_portable;
-extern const PanelLoops panels_avx2;         // AVX2, FMA, F16C
+extern const PanelLoops panels_avx2;  // AVX2, FMA, F16C
 extern const PanelLoops panels_avx2_of_intel;
 extern const PanelLoops panels_avx512;       // AVX-512 F, BW, VL, VNNI
 extern const PanelLoops panels_avx512_bf16;  // and BF16
