@@ -6,6 +6,7 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,24 @@ def test_a_fused_model_is_the_model_with_its_adapter(name, tolerance, tmp_path):
     before, after, adapted = raw_tensors(model), raw_tensors(fused), {key[:-7] for key in raw_tensors(out) if key.endswith(".lora_a")}
     changed = {key.rpartition(".")[0] for key in before if before[key] != after[key]}
     assert before.keys() == after.keys() and changed == adapted
+
+
+@release_only
+@pytest.mark.parametrize("layers", [2, -1])
+def test_mlx_lm_loads_an_adapter(layers, tmp_path):
+    data, out, ids = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out", "1,5,100,42,7"
+    done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--iters", 8, "--learning-rate", 1e-3, "--num-layers",
+                      layers, "--device", "cpu")
+    assert done.returncode == 0, done.stderr.decode()
+    done = run_tandem("logits", DEMO_MODEL, "--ids", ids, "--positions", 4, "--adapter", out, "--device", "cpu")
+    ours = json.loads(done.stdout)["logits"]
+    theirs = subprocess.run([sys.executable, Path(__file__).with_name("mlx_lm_peer.py"), "adapted", DEMO_MODEL, out, ids],
+                            capture_output=True, timeout=300)
+    assert theirs.returncode == 0, theirs.stderr.decode()
+    theirs = json.loads(theirs.stdout.splitlines()[-1])
+    base = json.loads(run_tandem("logits", DEMO_MODEL, "--ids", ids, "--positions", 4, "--device", "cpu").stdout)["logits"]
+    largest = lambda a, b: max(abs(x - y) for x, y in zip(a, b, strict=True))
+    assert largest(ours, theirs) < 1e-3 < 0.5 < largest(ours, base)
 
 
 def test_half_an_adapter_is_named(tmp_path):
