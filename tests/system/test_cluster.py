@@ -40,6 +40,18 @@ def test_a_killed_worker_is_named_at_once(ranks, plan, rank, how):
     assert not any(is_alive(pid) for pid in workers)
 
 
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=release_only), 1])
+def test_a_worker_that_stands_still_is_named_in_time(rank):
+    process, workers = start_long_answer(2)
+    os.kill(workers[rank], signal.SIGSTOP)
+    started = time.monotonic()
+    _, err = process.communicate(timeout=40)
+    assert time.monotonic() - started < 20  # a step's deadline is 10 s
+    assert process.returncode == 1
+    assert f"rank {rank} sent nothing" in err.decode() or f"rank {rank} (on local)" in err.decode(), err.decode()
+    assert wait_until(lambda: not any(is_alive(pid) for pid in workers), 3)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_die_with_the_conductor(how):
     process, workers = start_long_answer(2)
