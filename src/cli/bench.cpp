@@ -156,8 +156,7 @@ void check(const BenchFlags& flags) {
 
 // Steps of training in place of prefill and decode.
 void run_training(const BenchFlags& flags, const Subject& subject, const parallel::Plan& plan) {
-  auto training = flags.training;
-  training.replicas = flags.parallel == "dp" ? plan.world_size() : 1;
+  auto training = split_training(flags.training, flags.parallel, plan, subject.config);
   training.lora_layers = -1;
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape, training);
   const auto result =

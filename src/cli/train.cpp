@@ -20,23 +20,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-parallel::Plan plan_of(const TrainFlags& flags, const models::ModelConfig& config) {
-  const auto plan = make_plan(flags.cluster, config);
-  if (plan.stages.size() > 1)
-    throw InputError("training has no pipeline stages yet: take --parallel tp or dp");
-  if (plan.rank(0).host != "local") {
-    throw InputError("training writes its results from rank 0: let the first host be \"local\"");
-  }
-  const int ranks = plan.world_size();
-  if (flags.parallel == "tp" && config.sizes.latent == 0 && config.sizes.kv_heads % ranks != 0) {
-    throw InputError(
-        fmt::format("{} key/value heads cannot be split over {} ranks without a copy, which training "
-                    "does not do yet: take --parallel dp, or other --ranks",
-                    config.sizes.kv_heads, ranks));
-  }
-  return plan;
-}
-
 // For the report.
 std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Plan& plan, std::size_t texts) {
   const auto& t = flags.training;
@@ -55,7 +38,10 @@ int run(const TrainFlags& flags) {
   if (!flags.cluster.adapter.empty()) throw InputError("--adapter: training starts from the model alone");
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
-  const auto plan = plan_of(flags, config);
+  const auto plan = make_plan(flags.cluster, config);
+  const auto training = split_training(flags.training, flags.parallel, plan, config);
+  if (plan.rank(0).host != "local")
+    throw InputError("training writes its results from rank 0: let the first host be \"local\"");
   std::optional<text::Tokenizer> tokenizer;
   if (fs::exists(folder / "tokenizer.json")) tokenizer.emplace(folder);
   const auto chat = text::ChatTemplate::load(folder);
@@ -72,8 +58,6 @@ int run(const TrainFlags& flags) {
     fmt::print(stderr, "{} texts are longer than {} tokens and were cut\n", reader.cut(), flags.longest);
   train::Batches batches(std::move(texts), flags.batch_size, flags.training.seed);
   write_beside(flags, folder);
-  auto training = flags.training;
-  training.replicas = flags.parallel == "dp" ? plan.world_size() : 1;
   fmt::print(stderr, "{} texts in {} batches an epoch, {} for validation; {} steps on {}\n", count,
              batches.in_an_epoch(), valid.size(), flags.iters, describe_size(plan));
   const InterruptGuard guard;

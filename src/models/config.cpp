@@ -10,118 +10,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "models/config_fields.h"
 
 namespace tandem::models {
 namespace {
 
 using nlohmann::json;
-
-constexpr int most_layers = 1000;
-constexpr int most_width = 1 << 20;
-constexpr int most_vocabulary = 1 << 22;
-constexpr int most_context = 1 << 24;
-constexpr int most_experts = 1 << 16;
-
-// A field that is absent or null counts as missing.
-const json* find(const json& object, const char* name) {
-  const auto found = object.find(name);
-  return found == object.end() || found->is_null() ? nullptr : &*found;
-}
-
-int integer(const json& object, const char* name, int least, int most) {
-  const json* value = find(object, name);
-  if (!value) throw InputError(fmt::format("\"{}\" is missing", name));
-  if (!value->is_number_integer() || value->get<std::int64_t>() < least ||
-      value->get<std::int64_t>() > most) {
-    throw InputError(
-        fmt::format("\"{}\" is {}; expected a whole number from {} to {}", name, value->dump(), least, most));
-  }
-  return value->get<int>();
-}
-
-int integer_or(const json& object, const char* name, int least, int most, int fallback) {
-  return find(object, name) ? integer(object, name, least, most) : fallback;
-}
-
-double positive(const json& object, const char* name, double fallback) {
-  const json* value = find(object, name);
-  if (!value) return fallback;
-  if (!value->is_number() || !(value->get<double>() > 0) || !std::isfinite(value->get<double>())) {
-    throw InputError(fmt::format("\"{}\" is {}; expected a number above 0", name, value->dump()));
-  }
-  return value->get<double>();
-}
-
-bool boolean_or(const json& object, const char* name, bool fallback) {
-  const json* value = find(object, name);
-  if (!value) return fallback;
-  if (!value->is_boolean())
-    throw InputError(fmt::format("\"{}\" is {}; expected true or false", name, value->dump()));
-  return value->get<bool>();
-}
-
-std::string string_or(const json& object, const char* name, const std::string& fallback) {
-  const json* value = find(object, name);
-  if (!value) return fallback;
-  if (!value->is_string())
-    throw InputError(fmt::format("\"{}\" is {}; expected a string", name, value->dump()));
-  return value->get<std::string>();
-}
-
-// YaRN's attention factor: 0.1·m·ln(s) + 1 (arXiv:2309.00071, section 3.4), or the ratio of two where a model
-// gives mscale and mscale_all_dim, as DeepSeek-V2 does.
-double yarn_attention_factor(const json& rope, double factor) {
-  const auto scale = [&](double m) { return factor <= 1 ? 1.0 : 0.1 * m * std::log(factor) + 1.0; };
-  if (find(rope, "attention_factor")) return positive(rope, "attention_factor", 1);
-  if (find(rope, "mscale") && find(rope, "mscale_all_dim")) {
-    return scale(positive(rope, "mscale", 1)) / scale(positive(rope, "mscale_all_dim", 1));
-  }
-  return scale(1);
-}
-
-// Both spellings: {"rope_parameters": {rope_theta, rope_type, …}}, and {"rope_theta", "rope_scaling": {type,
-// …}}.
-RopeConfig parse_rope(const json& config, int context) {
-  static const json none = json::object();
-  const json* parameters = find(config, "rope_parameters");
-  const json* scaling = parameters ? parameters : find(config, "rope_scaling");
-  const json& rope = scaling ? *scaling : none;
-  if (!rope.is_object())
-    throw InputError(fmt::format("\"rope_scaling\" is {}; expected an object", rope.dump()));
-
-  RopeConfig result;
-  result.theta = positive(rope, "rope_theta", positive(config, "rope_theta", 10000));
-  if (positive(rope, "partial_rotary_factor", positive(config, "partial_rotary_factor", 1)) != 1) {
-    throw InputError("\"partial_rotary_factor\" other than 1 is not supported");
-  }
-  const std::string type = string_or(rope, "rope_type", string_or(rope, "type", "default"));
-  if (type == "default") return result;
-  if (type != "linear" && type != "llama3" && type != "yarn") {
-    throw InputError(
-        fmt::format("rope type \"{}\" is not supported; default, linear, llama3 and yarn are", type));
-  }
-  if (!find(rope, "factor")) throw InputError(fmt::format("rope type \"{}\" needs a \"factor\"", type));
-  result.factor = positive(rope, "factor", 1);
-  result.original_context = integer_or(rope, "original_max_position_embeddings", 1, most_context, context);
-  if (type == "linear") {
-    result.kind = RopeConfig::Kind::linear;
-  } else if (type == "llama3") {
-    result.kind = RopeConfig::Kind::llama3;
-    result.low_freq_factor = positive(rope, "low_freq_factor", 1);
-    result.high_freq_factor = positive(rope, "high_freq_factor", 4);
-    if (result.high_freq_factor <= result.low_freq_factor) {
-      throw InputError(fmt::format("\"high_freq_factor\" is {}; it must be above \"low_freq_factor\", {}",
-                                   result.high_freq_factor, result.low_freq_factor));
-    }
-  } else {
-    result.kind = RopeConfig::Kind::yarn;
-    result.beta_fast = positive(rope, "beta_fast", 32);
-    result.beta_slow = positive(rope, "beta_slow", 1);
-    result.truncate = boolean_or(rope, "truncate", true);
-    result.attention_factor = yarn_attention_factor(rope, result.factor);
-  }
-  return result;
-}
 
 bool is_deepseek(const std::string& family) { return family == "deepseek_v2" || family == "deepseek_v3"; }
 
@@ -173,64 +67,6 @@ ModelConfig::Advised parse_advice(const json& generation) {
   if (find(generation, "top_p")) advised.top_p = static_cast<float>(positive(generation, "top_p", 1));
   if (find(generation, "top_k")) advised.top_k = integer(generation, "top_k", 0, most_vocabulary);
   return advised;
-}
-
-weights::Quantisation parse_bits_and_group(const json& given, const std::string& where) {
-  const weights::Quantisation result{integer(given, "bits", 1, 32), integer(given, "group_size", 1, 1 << 20)};
-  if (result.bits != 4 && result.bits != 8) {
-    throw InputError(fmt::format("{} has {} bits; this version reads 4 and 8", where, result.bits));
-  }
-  if (result.group != 32 && result.group != 64 && result.group != 128) {
-    throw InputError(
-        fmt::format("{} has groups of {}; this version reads 32, 64 and 128", where, result.group));
-  }
-  const std::string mode = string_or(given, "mode", "affine");
-  if (mode != "affine")
-    throw InputError(fmt::format("{} has the mode \"{}\"; this version reads affine", where, mode));
-  return result;
-}
-
-// DeepSeek's FP8, in "quantization_config".
-int parse_fp8_block(const json& given) {
-  if (!given.is_object())
-    throw InputError(fmt::format("\"quantization_config\" is {}; give an object", given.dump()));
-  const std::string method = string_or(given, "quant_method", "");
-  if (method != "fp8") {
-    throw InputError(
-        fmt::format("\"quantization_config\" has the method \"{}\", which this version does not read; give "
-                    "DeepSeek's fp8, "
-                    "MLX's affine quantization, or a bf16, f16 or f32 checkpoint",
-                    method));
-  }
-  if (const auto kind = string_or(given, "fmt", "e4m3"); kind != "e4m3")
-    throw InputError(fmt::format("\"quantization_config\" has fp8 in {}; this version reads e4m3", kind));
-  const json* block = find(given, "weight_block_size");
-  if (!block || !block->is_array() || block->size() != 2 || (*block)[0] != (*block)[1] ||
-      !(*block)[0].is_number_integer() || (*block)[0] < 1 || (*block)[0] > most_width) {
-    throw InputError(
-        fmt::format("\"weight_block_size\" is {}; expected two equal numbers, such as [128, 128]",
-                    block ? block->dump() : "missing"));
-  }
-  return (*block)[0].get<int>();
-}
-
-// "quantization" of mlx-community, with the exceptions that it makes for single matrices; or the
-// "quantization_config" of DeepSeek's FP8.
-weights::Formats parse_formats(const json& config) {
-  weights::Formats formats;
-  const json* given = find(config, "quantization");
-  if (!given) {
-    if (const json* other = find(config, "quantization_config")) formats.fp8_block = parse_fp8_block(*other);
-    return formats;
-  }
-  if (!given->is_object())
-    throw InputError(fmt::format("\"quantization\" is {}; give an object", given->dump()));
-  formats.all = parse_bits_and_group(*given, "\"quantization\"");
-  for (const auto& [name, value] : given->items()) {
-    if (value.is_object())
-      formats.own[name] = parse_bits_and_group(value, fmt::format("\"quantization\" of \"{}\"", name));
-  }
-  return formats;
 }
 
 // The cuts that leave each group of inputs whole (ModelSizes::at_once).
