@@ -27,7 +27,7 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
   return {
       {"Model", flags.model},
       {"Data", fmt::format("{}: {} texts", flags.data, texts)},
-      {"Method", t.method + (trains_all(flags) ? "" : adapter)},
+      {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
       {"Split", describe_size(plan) + (plan.world_size() > 1 ? ", " + flags.parallel : "")},
       {"Steps", fmt::format("{} of {} times {} texts", flags.iters, flags.accumulation, flags.batch_size)},
       {"Optimizer",
@@ -36,6 +36,8 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
 
 int run(const TrainFlags& flags) {
   if (!flags.cluster.adapter.empty()) throw InputError("--adapter: training starts from the model alone");
+  if (flags.training.from_scratch && !trains_all(flags))
+    throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
   const auto plan = make_plan(flags.cluster, config);
@@ -60,12 +62,13 @@ int run(const TrainFlags& flags) {
   write_beside(flags, folder);
   fmt::print(stderr, "{} texts in {} batches an epoch, {} for validation; {} steps on {}\n", count,
              batches.in_an_epoch(), valid.size(), flags.iters, describe_size(plan));
+  const auto shape = flags.training.from_scratch ? unquantised_config(folder) : nlohmann::json();
   const InterruptGuard guard;
   TrainRun run(flags, folder, facts_of(flags, plan, count));
   bool complete = false;
   for (int lost = 0;; ++lost) {
     try {
-      const auto conductor = start(folder, plan, flags.cluster, {}, training);
+      const auto conductor = start(folder, plan, flags.cluster, shape, training);
       complete = run.train(*conductor, batches, valid);
       break;
     } catch (const ClusterError& error) {
@@ -156,6 +159,9 @@ void add_train(CLI::App& program, int& exit_code) {
   verb->add_option("--method", flags->training.method, "lora (of quantised weights too: QLoRA) or full")
       ->check(CLI::IsMember({"lora", "full"}))
       ->capture_default_str();
+  verb->add_flag(
+      "--init", flags->training.from_scratch,
+      "Begin with random weights of MODEL's config.json; its folder needs no others. With --method full");
   verb->add_option("--parallel", flags->parallel,
                    "tp: ranks share each matrix; dp: each holds the model and takes a part of every batch")
       ->check(CLI::IsMember({"tp", "dp"}))

@@ -24,15 +24,17 @@ std::string dtype_of(const TrainFlags& flags, const json& config) {
 
 // What a run that goes on must have in common with what it goes on from.
 json fingerprint(const TrainFlags& flags) {
-  return {{"method", flags.training.method},
-          {"batch-size", flags.batch_size},
-          {"grad-accumulation-steps", flags.accumulation},
-          {"max-seq-length", flags.longest},
-          {"mask-prompt", flags.mask_prompt},
-          {"seed", flags.training.seed},
-          {"optimizer", flags.training.optimizer},
-          {"lora-rank", flags.training.lora_rank},
-          {"num-layers", flags.training.lora_layers}};
+  json all{{"method", flags.training.method},
+           {"batch-size", flags.batch_size},
+           {"grad-accumulation-steps", flags.accumulation},
+           {"max-seq-length", flags.longest},
+           {"mask-prompt", flags.mask_prompt},
+           {"seed", flags.training.seed},
+           {"optimizer", flags.training.optimizer},
+           {"lora-rank", flags.training.lora_rank},
+           {"num-layers", flags.training.lora_layers}};
+  if (flags.training.from_scratch) all["init"] = true;
+  return all;
 }
 
 void check_resumed(const TrainFlags& flags) {
@@ -49,6 +51,12 @@ void check_resumed(const TrainFlags& flags) {
 
 std::string result_dtype(const TrainFlags& flags, const fs::path& model) {
   return dtype_of(flags, read_json_file(model / "config.json"));
+}
+
+json unquantised_config(const fs::path& model) {
+  json config = read_json_file(model / "config.json");
+  for (const char* packed : {"quantization", "quantization_config"}) config.erase(packed);
+  return config;
 }
 
 fs::path weights_file(const TrainFlags& flags) {
@@ -101,8 +109,7 @@ void write_beside(const TrainFlags& flags, const fs::path& model) {
     if (text && name != "config.json" && !name.ends_with(".index.json"))
       write_file(out / name, read_file(entry.path()));
   }
-  json config = read_json_file(model / "config.json");
-  for (const char* packed : {"quantization", "quantization_config"}) config.erase(packed);
+  json config = unquantised_config(model);
   const std::string dtype = dtype_of(flags, config);
   config["torch_dtype"] = dtype == "F32" ? "float32" : dtype == "F16" ? "float16" : "bfloat16";
   write_file(out / "config.json", config.dump(2) + '\n');

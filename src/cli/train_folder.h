@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "cli/session.h"
@@ -26,6 +27,9 @@ inline bool trains_all(const TrainFlags& flags) { return flags.training.method =
 
 // How safetensors spells the dtype of the result: "BF16", "F16" or "F32".
 std::string result_dtype(const TrainFlags& flags, const std::filesystem::path& model);
+
+// The model's config.json as that of unquantised weights.
+nlohmann::json unquantised_config(const std::filesystem::path& model);
 
 std::filesystem::path weights_file(const TrainFlags& flags);
 // OUT/checkpoint-000100.safetensors, after step 100.

@@ -12,6 +12,7 @@
 #include "models/families.h"
 #include "weights/checkpoint.h"
 #include "weights/checksum.h"
+#include "weights/initial_source.h"
 #include "weights/random_source.h"
 #include "weights/slice_cache.h"
 
@@ -22,8 +23,14 @@ namespace fs = std::filesystem;
 namespace mx = mlx::core;
 using std::chrono::steady_clock;
 
-Model random_model(const nlohmann::json& shape) {
+Model random_model(const Start& start) {
+  const auto& shape = start.shape;
   auto config = models::parse_config(shape);
+  if (!start.training.is_null() && start.training.at("from_scratch")) {
+    const std::uint64_t seed = start.training.at("seed");
+    const double deviation = shape.value("initializer_range", 0.02);
+    return {std::move(config), std::make_shared<weights::InitialSource>(deviation, seed), {}};
+  }
   const mx::Dtype dtype = shape.value("torch_dtype", "") == "bfloat16" ? mx::bfloat16 : mx::float16;
   const int bits = config.formats.all ? config.formats.all->bits : 0;
   return {std::move(config), std::make_shared<weights::RandomSource>(dtype, bits), {}};
@@ -53,7 +60,7 @@ void check_room(std::uint64_t weight_bytes) {
 
 Model open_model(const Start& start, const mx::distributed::Group& world, bool messages,
                  const fs::path& shards) {
-  if (!start.shape.is_null()) return random_model(start.shape);
+  if (!start.shape.is_null()) return random_model(start);
   const auto [giver, takers] = weights::supply_of(world, weights::is_checkpoint(start.model));
   if (giver < 0) {
     // A folder with all but the weights is a damaged model: let it say so.

@@ -8,6 +8,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "base/hash.h"
+
 namespace tandem::engine {
 namespace {
 
@@ -15,13 +17,6 @@ struct Candidate {
   int id;
   double weight;  // logit, then probability
 };
-
-std::uint64_t mixed(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
 
 void apply_penalties(std::span<float> logits, const Sampling& s, std::span<const int> prompt,
                      std::span<const int> answer) {
@@ -81,7 +76,7 @@ std::vector<Candidate> candidates(std::span<const float> logits, const Sampling&
 }  // namespace
 
 double uniform_noise(std::uint64_t seed, std::uint64_t position) {
-  return static_cast<double>(mixed(mixed(seed) ^ position) >> 11) * 0x1.0p-53;
+  return unit_interval(mixed(mixed(seed) ^ position));
 }
 
 bool takes_likeliest(const Sampling& s) {

@@ -66,12 +66,15 @@ void fill_from_block(const Slice& slice, const mx::array& block, char* to) {
 RandomSource::RandomSource(mx::Dtype dtype, int bits)
     : dtype_(dtype), bits_(bits), values_(make_values(dtype)), codes_(make_codes()) {}
 
-bool RandomSource::has(const std::string& name) const {
-  const std::string_view view = name;
-  const auto contains = [&](const char* part) { return view.find(part) != view.npos; };
-  if (view.ends_with(".scales")) return bits_ > 0 && !view.ends_with("mlp.gate.scales");
-  return !view.ends_with("_scale_inv") && !contains("switch_mlp") && !contains("embed_q") &&
+bool is_checkpoint_name(const std::string& name) {
+  const auto contains = [&](const char* part) { return name.find(part) != name.npos; };
+  return !name.ends_with("_scale_inv") && !contains("switch_mlp") && !contains("embed_q") &&
          !contains("unembed_out");
+}
+
+bool RandomSource::has(const std::string& name) const {
+  if (name.ends_with(".scales")) return bits_ > 0 && !name.ends_with("mlp.gate.scales");
+  return is_checkpoint_name(name);
 }
 
 std::uint64_t RandomSource::bytes(const Slice& slice) const {

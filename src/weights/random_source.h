@@ -7,6 +7,10 @@
 
 namespace tandem::weights {
 
+// Whether a Hugging Face checkpoint has tensors of such a name: not DeepSeek's FP8 scales, and not the stacks
+// and halves that mlx-community's have.
+bool is_checkpoint_name(const std::string& name);
+
 // Numbers are cheap rather than good: a fixed block of some ten thousand repeats through each tensor, from an
 // offset that depends on its name. So a slice has the same numbers on any split. Matrices have mean 0 and
 // deviation 0.02; norms are 1, biases 0.

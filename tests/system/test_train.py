@@ -238,6 +238,30 @@ def test_a_run_leaves_events_and_a_report(tmp_path):
     assert report.count("<svg") >= 5 and "http" not in report and report.endswith("</html>\n")
 
 
+def test_a_model_from_scratch_begins_alike_on_any_split_and_learns(tmp_path):
+    model, config = tmp_path / "model", json.loads((ROOT / "tests/golden/deepseek-v3-no-q-lora/config.json").read_text())
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    data = write_data(tmp_path / "data", [{"ids": [(start + 3 * i) % 50 for i in range(30)]} for start in range(12)])
+
+    def losses(name, *more):
+        done = run_tandem("train", model, "--init", "--data", data, "--out", tmp_path / name, "--method", "full", "--iters", 25,
+                          "--learning-rate", 3e-3, "--steps-per-report", 1, "--device", "cpu", *more)
+        assert done.returncode == 0, done.stderr.decode()
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [line["train_loss"] for line in lines if "train_loss" in line]
+
+    one = losses("one")
+    assert abs(one[0] - math.log(config["vocab_size"])) < 0.2 and one[-1] < one[0] / 2
+    for name, more in {"tp": ["--ranks", 2], "dp": ["--ranks", 2, "--parallel", "dp"]}.items():
+        assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, losses(name, *more), strict=True)), name
+    assert losses("other", "--seed", 7)[0] != one[0]
+    (tmp_path / "ids.txt").write_text(" ".join(str(3 * i % 50) for i in range(30)))
+    assert perplexity(tmp_path / "one", tmp_path / "ids.txt") < one[0] / 2
+    lora = run_tandem("train", model, "--init", "--data", data, "--out", tmp_path / "lora")
+    assert lora.returncode == 2 and b"--method full" in lora.stderr
+
+
 def write_ids(folder):
     file = folder / "ids.txt"
     file.write_text("5 6 7 8")
