@@ -28,18 +28,17 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
   for (const auto& name : weights_.names()) {
     mx::array value = mx::astype(models::dense(weights_.take_matrix(name)), mx::float32);
     value.eval();
-    if (name.ends_with("e_score_correction_bias")) {
-      fixed_.emplace(name, std::move(value));
-      continue;
-    }
     weights::Slice slice = weights_.slice_of(name);
     slice.element = weights::Element::number;
-    parameters_.push_back({std::move(slice), std::move(value), is_partial(weights_, name)});
+    // V3's bias of the choice of experts has no gradient.
+    auto& list = name.ends_with("e_score_correction_bias") ? fixed_ : parameters_;
+    list.push_back({std::move(slice), std::move(value), is_partial(weights_, name)});
   }
 }
 
 models::Decoder FullModel::model(const std::vector<mx::array>& values) {
-  auto bound = fixed_;
+  std::map<std::string, mx::array> bound;
+  for (const auto& one : fixed_) bound.emplace(one.slice.name, one.value);
   for (std::size_t i = 0; i < values.size(); ++i) bound.emplace(parameters_[i].slice.name, values[i]);
   weights_.bind(std::move(bound));
   return models::make_decoder(config_, shard_, weights_, layers_);

@@ -19,7 +19,6 @@ class FullModel : public Trainable {
   parallel::Shard shard_;
   parallel::Range layers_;
   weights::ShardedWeights weights_;
-  std::map<std::string, mlx::core::array> fixed_;  // V3's e_score_correction_bias, which has no gradient
 };
 
 }  // namespace tandem::train

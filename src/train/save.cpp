@@ -71,6 +71,7 @@ mx::array read_part(const Trainer& trainer, const std::optional<weights::Safeten
 void save_parameters(Trainer& trainer, const std::optional<fs::path>& file, const std::string& dtype) {
   std::vector<Part> parts;
   for (const auto& parameter : trainer.parameters()) parts.push_back({parameter.slice, parameter.value});
+  for (const auto& one : trainer.fixed()) parts.push_back({one.slice, one.value});
   write_parts(trainer, parts, file, dtype);
 }
 

@@ -24,6 +24,8 @@ class Trainable {
   virtual models::Decoder model(const std::vector<mlx::core::array>& values) = 0;
 
   std::vector<Parameter>& parameters() { return parameters_; }
+  // Tensors that are saved with the parameters and do not change.
+  const std::vector<Parameter>& fixed() const { return fixed_; }
   std::vector<mlx::core::array> values() const {
     std::vector<mlx::core::array> all;
     for (const auto& parameter : parameters_) all.push_back(parameter.value);
@@ -31,7 +33,7 @@ class Trainable {
   }
 
  protected:
-  std::vector<Parameter> parameters_;
+  std::vector<Parameter> parameters_, fixed_;
 };
 
 }  // namespace tandem::train

@@ -40,6 +40,7 @@ class Trainer {
   StepResult evaluate(const std::vector<Sequence>& sequences);
 
   std::vector<Parameter>& parameters() { return trainable_->parameters(); }
+  const std::vector<Parameter>& fixed() const { return trainable_->fixed(); }
   Optimizer& optimizer() { return optimizer_; }
   // The whole of what has a parameter's slice, from all ranks' parts; every rank calls it.
   mlx::core::array whole(const weights::Slice& slice, const mlx::core::array& part) const;
