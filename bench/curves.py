@@ -86,7 +86,7 @@ def run_killed(command, steps, kills, seed):
     """Kills a worker after each of so many steps' reports; the exit code and how many were killed."""
     rng = random.Random(seed)
     after = {step: rng.randrange(2) for step in rng.sample(range(1, steps), kills)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     killed = 0
     for line in process.stderr:
         found = re.match(r"step +(\d+) of", line)
