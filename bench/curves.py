@@ -62,7 +62,7 @@ def losses(command, out):
 
 def curve_rows(args, folder):
     rows = []
-    for method, rate in (("full", 1e-4), ("lora", 1e-3)):
+    for method, rate in (("full", 1e-4), ("lora", 1e-5)):
         of_method = ["--method", method, "--learning-rate", rate]
         one = losses(command_of(args, folder / "data", folder / f"{method}-1", args.steps, *of_method), folder / f"{method}-1")
         print(f"{method}: {one[0]:.3f} to {one[-1]:.3f}", file=sys.stderr)
