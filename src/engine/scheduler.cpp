@@ -255,10 +255,12 @@ std::vector<Event> Scheduler::finish_generate(Sequence& sequence, std::span<floa
                                               std::span<const int> likeliest, double now_s) {
   const auto& request = std::get<GenerateRequest>(sequence.request);
   const std::span<const int> ids = sequence.ids;
-  int token = sample(rows, request.sampling, ids.first(sequence.prompt_tokens),
-                     ids.subspan(sequence.prompt_tokens), static_cast<int>(ids.size()));
   // Of equal logits the one that the next step may have been given.
-  if (!likeliest.empty() && takes_likeliest(request.sampling)) token = likeliest.back();
+  const bool is_given = !likeliest.empty() && takes_likeliest(request.sampling);
+  if (is_given) check_finite(rows);
+  const int token = is_given ? likeliest.back()
+                             : sample(rows, request.sampling, ids.first(sequence.prompt_tokens),
+                                      ids.subspan(sequence.prompt_tokens), static_cast<int>(ids.size()));
   const int answered = static_cast<int>(ids.size()) - sequence.prompt_tokens;
   if (answered == 0) sequence.first_token_s = now_s;
   if (std::find(request.end_ids.begin(), request.end_ids.end(), token) != request.end_ids.end()) {
