@@ -5,7 +5,6 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 #include <vector>
 
@@ -14,6 +13,7 @@
 #include "kernels/cuda_kernel.h"
 #include "models/families.h"
 #include "parallel/tcp_group.h"
+#include "timing.h"
 #include "weights/random_source.h"
 
 namespace {
@@ -22,16 +22,6 @@ namespace mx = mlx::core;
 using namespace tandem;
 
 constexpr int prompt = 256, warm_up = 5, steps = 40;
-
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
 
 // TB/s of reading and writing 2 GB, in the better of several turns.
 double copy_speed() {

@@ -5,7 +5,6 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <string>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "kernels/linear.h"
 #include "kernels/pointwise.h"
 #include "models/config.h"
+#include "timing.h"
 
 namespace {
 
@@ -23,16 +23,6 @@ namespace mx = mlx::core;
 using namespace tandem;
 
 constexpr int chain = 60, turns = 9, context = 256;
-
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
 
 mx::array normal(const mx::Shape& shape, float deviation = 1) {
   mx::array x = mx::astype(mx::multiply(mx::random::normal(shape), mx::array(deviation)), mx::bfloat16);

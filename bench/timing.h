@@ -1,0 +1,20 @@
+// What the benchmarks of a GPU measure with.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+namespace tandem {
+
+inline double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+inline double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace tandem
