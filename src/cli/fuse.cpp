@@ -7,6 +7,7 @@
 #include "cli/interrupt.h"
 #include "cli/progress_bar.h"
 #include "cli/session.h"
+#include "cli/stoppable.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 
@@ -18,6 +19,15 @@ struct FuseFlags {
   bool json = false;
 };
 
+void print_report(const FuseFlags& flags, const models::FuseProgress& done) {
+  fmt::print(stderr, "added the adapter to {} matrices, {} in all\n", done.fused,
+             format_bytes(done.there_bytes));
+  const nlohmann::json object{{"folder", flags.out}, {"matrices", done.fused}, {"bytes", done.there_bytes}};
+  print_result(
+      (flags.json ? object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) : flags.out) +
+      '\n');
+}
+
 int run(const FuseFlags& flags) {
   ProgressBar bar;
   const models::FuseWatcher watcher{
@@ -28,24 +38,10 @@ int run(const FuseFlags& flags) {
                       fmt::format("{} of {} matrices", progress.fused, progress.matrices)});
           },
       .stopped = [] { return InterruptGuard::interrupted(); }};
-  const InterruptGuard guard;
-  try {
-    const auto done = models::fuse(find_model(flags.model), flags.adapter, flags.out, watcher);
-    bar.clear();
-    fmt::print(stderr, "added the adapter to {} matrices, {} in all\n", done.fused,
-               format_bytes(done.there_bytes));
-    const nlohmann::json object{{"folder", flags.out}, {"matrices", done.fused}, {"bytes", done.there_bytes}};
-    print_result(
-        (flags.json ? object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) : flags.out) +
-        '\n');
-    return 0;
-  } catch (const models::FuseStopped&) {
-    bar.note(dim("stopped"));
-    return exit_interrupted;
-  } catch (...) {
-    bar.clear();
-    throw;
-  }
+  return run_stoppable<models::FuseStopped>(
+      bar, dim("stopped"),
+      [&] { return models::fuse(find_model(flags.model), flags.adapter, flags.out, watcher); },
+      [&](const models::FuseProgress& done, double) { print_report(flags, done); });
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
 #include <fmt/format.h>
 
-#include <chrono>
-
 #include "base/limits.h"
 #include "cli/environment.h"
 #include "cli/interrupt.h"
 #include "cli/pull_display.h"
+#include "cli/stoppable.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "weights/hub_pull.h"
@@ -49,21 +48,9 @@ int run(const PullFlags& flags) {
       .progress = [&](const auto& progress) { display.progress(progress); },
       .finished = [&](const auto& file) { display.finished(file); },
       .stopped = [] { return InterruptGuard::interrupted(); }};
-  const InterruptGuard guard;
-  const auto start = std::chrono::steady_clock::now();
-  try {
-    const auto report = weights::pull(request, watcher);
-    display.clear();
-    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-    print_report(flags, request, report, time.count());
-    return 0;
-  } catch (const weights::PullStopped&) {
-    display.note("stopped; the next pull goes on from here");
-    return exit_interrupted;
-  } catch (...) {
-    display.clear();
-    throw;
-  }
+  return run_stoppable<weights::PullStopped>(
+      display, "stopped; the next pull goes on from here", [&] { return weights::pull(request, watcher); },
+      [&](const auto& report, double seconds) { print_report(flags, request, report, seconds); });
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -12,6 +11,7 @@
 #include "cli/progress_bar.h"
 #include "cli/session.h"
 #include "cli/size.h"
+#include "cli/stoppable.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "hardware/machine.h"
@@ -92,21 +92,10 @@ int run(const QuantizeFlags& flags) {
                       fmt::format("{} of {} shards", progress.there_shards, progress.shards)});
           },
       .stopped = [] { return InterruptGuard::interrupted(); }};
-  const InterruptGuard guard;
-  const auto start = std::chrono::steady_clock::now();
-  try {
-    const auto report = models::quantize(find_model(flags.model), flags.out, options, watcher);
-    bar.clear();
-    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-    print_report(flags, report, time.count());
-    return 0;
-  } catch (const models::QuantizeStopped&) {
-    bar.note(dim("stopped; the same command goes on from here"));
-    return exit_interrupted;
-  } catch (...) {
-    bar.clear();
-    throw;
-  }
+  return run_stoppable<models::QuantizeStopped>(
+      bar, dim("stopped; the same command goes on from here"),
+      [&] { return models::quantize(find_model(flags.model), flags.out, options, watcher); },
+      [&](const models::QuantizeReport& report, double seconds) { print_report(flags, report, seconds); });
 }
 
 }  // namespace

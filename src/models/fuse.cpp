@@ -26,6 +26,8 @@ namespace {
 namespace fs = std::filesystem;
 namespace mx = mlx::core;
 
+mx::array floats(const mx::array& x) { return mx::astype(x, mx::float32, mx::Device::cpu); }
+
 class Fuser {
  public:
   Fuser(const fs::path& model, const fs::path& adapter, const FuseWatcher& watcher)
@@ -128,7 +130,6 @@ class Fuser {
   mx::array added(const std::string& linear, int out, int in) const {
     const int rank = adapters_.rank(linear);
     const mx::Device cpu = mx::Device::cpu;
-    const auto floats = [&](const mx::array& x) { return mx::astype(x, mx::float32, cpu); };
     const mx::array down = floats(adapters_.read({linear + AdapterFiles::down_ending, {in, rank}}));
     const mx::array up = floats(adapters_.read({linear + AdapterFiles::up_ending, {rank, out}}));
     return mx::multiply(mx::array(adapters_.scale()), mx::transpose(mx::matmul(down, up, cpu), cpu), cpu);
@@ -140,15 +141,13 @@ class Fuser {
     std::map<std::string, mx::array> made;
     if (!source_.has(linear + ".scales")) {
       const mx::array weight = read(linear + ".weight", weights::Element::number);
-      const mx::array sum =
-          mx::add(mx::astype(weight, mx::float32, cpu), added(linear, weight.shape(0), weight.shape(1)), cpu);
+      const mx::array sum = mx::add(floats(weight), added(linear, weight.shape(0), weight.shape(1)), cpu);
       made.emplace("weight", mx::contiguous(mx::astype(sum, weight.dtype(), cpu), false, cpu));
     } else {
       const auto [bits, group] = config_.formats.of(linear);
       const mx::array codes = read(linear + ".weight", weights::Element::codes);
       const mx::array scales = read(linear + ".scales", weights::Element::number);
       const mx::array biases = read(linear + ".biases", weights::Element::number);
-      const auto floats = [&](const mx::array& x) { return mx::astype(x, mx::float32, cpu); };
       const mx::array weight = mx::dequantize(codes, floats(scales), floats(biases), group, bits, "affine",
                                               std::nullopt, std::nullopt, cpu);
       const mx::array sum = mx::add(weight, added(linear, weight.shape(0), weight.shape(1)), cpu);
