@@ -14,6 +14,7 @@
 #include "cli/bench_train.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
+#include "cli/training_flags.h"
 #include "cli/verbs.h"
 
 namespace tandem::cli {
@@ -216,11 +217,7 @@ void add_bench(CLI::App& program) {
   verb->add_option("--train", flags->training.method,
                    "In place of prefill and decode: steps of training on --batch texts of --prompt tokens")
       ->check(CLI::IsMember({"lora", "full"}));
-  verb->add_option("--parallel", flags->parallel,
-                   "Of --train: ranks share each matrix (tp) or each batch (dp)")
-      ->check(CLI::IsMember({"tp", "dp"}))
-      ->capture_default_str();
-  verb->add_flag("--grad-checkpoint", flags->training.recompute, "Of --train: recompute activations");
+  add_training_flags(*verb, flags->parallel, flags->training);
   verb->add_flag("--json", flags->json, "One JSON object with every figure");
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags] { run(*flags); });

@@ -166,21 +166,6 @@ std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig&
   return format_table(rows);
 }
 
-cluster::Training split_training(cluster::Training training, const std::string& parallel,
-                                 const parallel::Plan& plan, const models::ModelConfig& config) {
-  if (plan.stages.size() > 1)
-    throw InputError("training has no pipeline stages yet: take --parallel tp or dp");
-  const int ranks = plan.world_size();
-  if (parallel == "tp" && config.sizes.latent == 0 && config.sizes.kv_heads % ranks != 0) {
-    throw InputError(
-        fmt::format("{} key/value heads cannot be split over {} ranks without a copy, which training "
-                    "does not do yet: take --parallel dp, or other --ranks",
-                    config.sizes.kv_heads, ranks));
-  }
-  training.replicas = parallel == "dp" ? ranks : 1;
-  return training;
-}
-
 std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel::Plan& plan,
                                           const ClusterFlags& flags, const nlohmann::json& shape,
                                           const std::optional<cluster::Training>& training) {

@@ -51,10 +51,6 @@ std::string describe_size(const parallel::Plan& plan);
 // The plan as a table: which rank holds what.
 std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config);
 
-// `training` with what `--parallel` tp or dp makes of the plan. InputError where training has no such split.
-cluster::Training split_training(cluster::Training training, const std::string& parallel,
-                                 const parallel::Plan& plan, const models::ModelConfig& config);
-
 // Starts the workers and loads the model, showing how far each rank is; with `shape`, a config.json, random
 // weights of it in place of the folder's; with `training`, to train.
 std::unique_ptr<cluster::Conductor> start(const std::filesystem::path& folder, const parallel::Plan& plan,

@@ -9,6 +9,7 @@
 #include "cli/terminal.h"
 #include "cli/train_folder.h"
 #include "cli/train_run.h"
+#include "cli/training_flags.h"
 #include "cli/verbs.h"
 #include "cluster/train_worker.h"
 #include "text/chat_template.h"
@@ -104,8 +105,6 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(CLI::Range(2, 1 << 24))
       ->capture_default_str();
   verb.add_flag("--mask-prompt", flags.mask_prompt, "Only the last answer of each text counts");
-  verb.add_flag("--grad-checkpoint", training.recompute,
-                "Keep each layer's input alone and compute the rest anew");
   verb.add_option("--optimizer", training.optimizer)
       ->check(CLI::IsMember({"adamw", "sgd", "lion"}))
       ->capture_default_str();
@@ -162,10 +161,7 @@ void add_train(CLI::App& program, int& exit_code) {
   verb->add_flag(
       "--init", flags->training.from_scratch,
       "Begin with random weights of MODEL's config.json; its folder needs no others. With --method full");
-  verb->add_option("--parallel", flags->parallel,
-                   "tp: ranks share each matrix; dp: each holds the model and takes a part of every batch")
-      ->check(CLI::IsMember({"tp", "dp"}))
-      ->capture_default_str();
+  add_training_flags(*verb, flags->parallel, flags->training);
   add_lora_flags(*verb, flags->training);
   add_step_flags(*verb, *flags);
   add_report_flags(*verb, *flags);

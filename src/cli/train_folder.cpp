@@ -31,6 +31,7 @@ json fingerprint(const TrainFlags& flags) {
            {"mask-prompt", flags.mask_prompt},
            {"seed", flags.training.seed},
            {"optimizer", flags.training.optimizer},
+           {"dtype", flags.training.dtype},
            {"lora-rank", flags.training.lora_rank},
            {"num-layers", flags.training.lora_layers}};
   if (flags.training.from_scratch) all["init"] = true;

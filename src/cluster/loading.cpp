@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/limits.h"
-#include "hardware/machine.h"
+#include "cluster/room.h"
 #include "kernels/threads.h"
 #include "models/adapter.h"
 #include "models/families.h"
@@ -134,7 +134,7 @@ Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mx:
   const Ready ready{.weight_bytes = weights.bytes(),
                     .replicated_bytes = weights.replicated_bytes(),
                     .step_bytes = models::step_bytes(decoder),
-                    .resident_bytes = hardware::process_memory().resident_bytes,
+                    .resident_bytes = rank_memory().resident_bytes,
                     .device = device == mx::Device::gpu ? "gpu" : "cpu",
                     .threads = kernels::threads(),
                     .received_bytes = model.source->received_bytes(),

@@ -46,4 +46,13 @@ Room measure_room(const engine::StepRunner& runner) {
   return room;
 }
 
+hardware::ProcessMemory rank_memory() {
+  auto memory = hardware::process_memory();
+  if (mx::default_device() == mx::Device::gpu) {
+    memory.resident_bytes = std::max<std::uint64_t>(memory.resident_bytes, mx::get_active_memory());
+    memory.peak_bytes = std::max<std::uint64_t>(memory.peak_bytes, mx::get_peak_memory());
+  }
+  return memory;
+}
+
 }  // namespace tandem::cluster

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "base/limits.h"
-#include "hardware/machine.h"
+#include "cluster/room.h"
 #include "kernels/threads.h"
 #include "parallel/broadcast.h"
 #include "parallel/tcp_group.h"
@@ -17,6 +17,13 @@ namespace {
 
 namespace mx = mlx::core;
 using nlohmann::json;
+
+constexpr float first_loss_scale = 1 << 16;
+
+mx::Dtype activations_of(const std::string& dtype, mx::Device device) {
+  if (dtype == "auto") return device == mx::Device::gpu ? mx::bfloat16 : mx::float32;
+  return dtype == "bfloat16" ? mx::bfloat16 : dtype == "float16" ? mx::float16 : mx::float32;
+}
 
 // This rank's groups: those with which it shares a model, and those with the same part of the other models.
 train::Ranks ranks_of(const mx::distributed::Group& world, int replicas, mx::Dtype activations) {
@@ -72,7 +79,7 @@ class TrainWork {
             {"skipped", result.skipped},
             {"seconds", time.count()},
             {"link_s", parallel::link_use(world_).seconds - link_start},
-            {"peak_bytes", hardware::process_memory().peak_bytes}};
+            {"peak_bytes", rank_memory().peak_bytes}};
   }
 
   // Rank 0's file.
@@ -86,7 +93,8 @@ class TrainWork {
 };
 
 std::unique_ptr<train::Trainable> load(const Training& training, const Model& model,
-                                       const parallel::Shard& shard, LoadTeller& teller) {
+                                       const parallel::Shard& shard, mx::Dtype activations,
+                                       LoadTeller& teller) {
   const auto& config = model.config;
   const parallel::Range layers{0, config.layers};
   weights::ShardedWeights weights(*model.source, models::shard_rules(config, *model.source, layers),
@@ -94,14 +102,15 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
                                   [&](std::uint64_t bytes) { teller.add(bytes); });
   teller.start(weights.bytes());
   if (training.method == "full")
-    return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights));
+    return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights), activations);
   auto base = models::make_decoder(config, shard, weights, layers);
   return std::make_unique<train::LoraModel>(std::move(base), weights,
                                             train::LoraOptions{.rank = training.lora_rank,
                                                                .scale = training.lora_scale,
                                                                .layers = training.lora_layers,
                                                                .keys = training.lora_keys,
-                                                               .seed = training.seed});
+                                                               .seed = training.seed,
+                                                               .activations = activations});
 }
 
 }  // namespace
@@ -132,14 +141,15 @@ void train(ControlChannel& channel, const Start& start, const mx::distributed::G
   const auto& config = model.config;
   const auto training = start.training.get<Training>();
   const bool gpu = device == mx::Device::gpu;
-  auto ranks = ranks_of(world, training.replicas, mx::float32);
+  const mx::Dtype activations = activations_of(training.dtype, device);
+  auto ranks = ranks_of(world, training.replicas, activations);
   const int sharers = ranks.stage.group.size();
   const auto shard =
       parallel::shard_of(config.sizes, std::vector<double>(sharers, 1.0), world.rank() % sharers,
                          parallel::expert_split_of(sharers, config.divisible()));
   LoadTeller teller([&](const Progress& progress) { channel.send({{"progress", progress}}); });
   const auto begin = std::chrono::steady_clock::now();
-  auto trainable = load(training, model, shard, teller);
+  auto trainable = load(training, model, shard, activations, teller);
   model.source->finish();
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
   teller.finish();
@@ -150,9 +160,10 @@ void train(ControlChannel& channel, const Start& start, const mx::distributed::G
                                         .beta2 = training.beta2,
                                         .weight_decay = training.weight_decay},
                           .clip = training.clip,
-                          .recompute = training.recompute});
+                          .recompute = training.recompute,
+                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0});
   channel.send({{"ready", Ready{.weight_bytes = teller.progress().total_bytes,
-                                .resident_bytes = hardware::process_memory().resident_bytes,
+                                .resident_bytes = rank_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",
                                 .threads = kernels::threads(),
                                 .received_bytes = model.source->received_bytes(),

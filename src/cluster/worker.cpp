@@ -141,7 +141,7 @@ class Work {
   }
 
   void report(std::size_t ended) {
-    const auto memory = hardware::process_memory();
+    const auto memory = rank_memory();
     status_.resident_bytes = memory.resident_bytes;
     status_.peak_bytes = memory.peak_bytes;
     status_.cache_bytes = runner_.cache_bytes();

@@ -23,8 +23,12 @@ bool is_partial(const weights::ShardedWeights& weights, const std::string& name)
 }  // namespace
 
 FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
-                     weights::ShardedWeights weights)
-    : config_(std::move(config)), shard_(std::move(shard)), layers_(layers), weights_(std::move(weights)) {
+                     weights::ShardedWeights weights, mx::Dtype activations)
+    : config_(std::move(config)),
+      shard_(std::move(shard)),
+      layers_(layers),
+      weights_(std::move(weights)),
+      activations_(activations) {
   for (const auto& name : weights_.names()) {
     mx::array value = mx::astype(models::dense(weights_.take_matrix(name)), mx::float32);
     value.eval();
@@ -39,7 +43,11 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
 models::Decoder FullModel::model(const std::vector<mx::array>& values) {
   std::map<std::string, mx::array> bound;
   for (const auto& one : fixed_) bound.emplace(one.slice.name, one.value);
-  for (std::size_t i = 0; i < values.size(); ++i) bound.emplace(parameters_[i].slice.name, values[i]);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::string& name = parameters_[i].slice.name;
+    const bool router = name.ends_with(".mlp.gate.weight");  // float32 on every device
+    bound.emplace(name, router ? values[i] : mx::astype(values[i], activations_));
+  }
   weights_.bind(std::move(bound));
   return models::make_decoder(config_, shard_, weights_, layers_);
 }

@@ -8,9 +8,10 @@ namespace tandem::train {
 
 class FullModel : public Trainable {
  public:
-  // Reads this rank's weights; quantised ones become dense. What `weights` reads from outlives this.
+  // Reads this rank's weights; quantised ones become dense. What `weights` reads from outlives this. The
+  // model computes with them rounded to the type of its activations, routers apart.
   FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
-            weights::ShardedWeights weights);
+            weights::ShardedWeights weights, mlx::core::Dtype activations);
 
   models::Decoder model(const std::vector<mlx::core::array>& values) override;
 
@@ -19,6 +20,7 @@ class FullModel : public Trainable {
   parallel::Shard shard_;
   parallel::Range layers_;
   weights::ShardedWeights weights_;
+  mlx::core::Dtype activations_;
 };
 
 }  // namespace tandem::train

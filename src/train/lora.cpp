@@ -71,8 +71,10 @@ models::Decoder LoraModel::model(const std::vector<mx::array>& values) {
   models::Decoder model = base_;
   std::size_t next = 0;
   for_each_adapted(model, [&](auto& linear) {
-    const mx::array &a = values[next], &b = values[next + 1];
-    linear.adapter = models::Adapter{{mx::transpose(a), {}, {}}, {mx::transpose(b), {}, {}}, options_.scale};
+    const auto turned = [&](const mx::array& x) {
+      return kernels::Matrix{mx::transpose(mx::astype(x, options_.activations)), {}, {}};
+    };
+    linear.adapter = models::Adapter{turned(values[next]), turned(values[next + 1]), options_.scale};
     next += 2;
   });
   return model;

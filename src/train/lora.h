@@ -19,6 +19,7 @@ struct LoraOptions {
   int layers = 16;                // the last so many; below 1: all
   std::vector<std::string> keys;  // "self_attn.q_proj", …; empty: every linear product
   std::uint64_t seed = 0;
+  mlx::core::Dtype activations = mlx::core::float32;  // the adapters compute in it too
 };
 
 class LoraModel : public Trainable {

@@ -56,6 +56,7 @@ mx::array hidden_states(const Decoder& model, const mx::array& ids, const std::s
     const DecoderLayer& layer = model.layers[i];
     x = recompute ? recomputed(layer, x, i, going)
                   : models::layer_output(layer, x, going->pass, i, going->context);
+    x = mx::astype(x, going->context.activations);
   }
   return kernels::rms_norm(x, *model.norm, model.config.rms_norm_eps);
 }

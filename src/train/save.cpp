@@ -17,7 +17,9 @@ namespace {
 namespace mx = mlx::core;
 namespace fs = std::filesystem;
 
-const char* const steps_name = "optimizer.steps";
+// The optimizer's steps, the scale of the loss and the steps since that changed.
+const char* const counters_name = "training.counters";
+constexpr int counters = 3;
 
 // A part of a named whole tensor.
 struct Part {
@@ -77,7 +79,9 @@ void save_parameters(Trainer& trainer, const std::optional<fs::path>& file, cons
 
 void save_state(Trainer& trainer, const std::optional<fs::path>& file) {
   auto& optimizer = trainer.optimizer();
-  std::vector<Part> parts{{{steps_name, {1}}, mx::full({1}, static_cast<float>(optimizer.steps()))}};
+  const auto [scale, scale_steps] = trainer.loss_scale();
+  const mx::array counted{static_cast<float>(optimizer.steps()), scale, static_cast<float>(scale_steps)};
+  std::vector<Part> parts{{{counters_name, {counters}}, counted}};
   auto state = optimizer.state().begin();
   for (const auto& parameter : trainer.parameters()) {
     parts.push_back({parameter.slice, parameter.value});
@@ -91,7 +95,10 @@ void restore_state(Trainer& trainer, const std::optional<fs::path>& path) {
   std::optional<weights::SafetensorsFile> file;
   if (path) file.emplace(*path);
   auto& optimizer = trainer.optimizer();
-  const int steps = static_cast<int>(read_part(trainer, file, {steps_name, {1}}).item<float>());
+  mx::array counted = read_part(trainer, file, {counters_name, {counters}});
+  counted.eval();
+  const int steps = static_cast<int>(counted.data<float>()[0]);
+  trainer.loss_scale() = {counted.data<float>()[1], static_cast<int>(counted.data<float>()[2])};
   std::vector<mx::array> state;
   for (auto& parameter : trainer.parameters()) {
     parameter.value = read_part(trainer, file, parameter.slice);

@@ -17,6 +17,7 @@ Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const Traine
       ranks_(std::move(ranks)),
       options_(options),
       optimizer_(options.optimizer),
+      loss_scale_{options.loss_scale, 0},
       // A group takes one collective at a time: those of a shared model are on the default stream.
       link_(ranks_.stage.group.size() == 1 ? mx::new_stream(mx::Device::cpu)
                                            : mx::default_stream(mx::Device::cpu)) {}
@@ -52,8 +53,17 @@ double Trainer::norm_of(const std::vector<mx::array>& gradients) const {
   return std::sqrt(sum.item<float>());
 }
 
+void Trainer::adapt_loss_scale(bool finite) {
+  auto& [scale, steps] = loss_scale_;
+  if (!finite || ++steps == loss_scale_steps) {
+    scale *= finite ? 2.0F : 0.5F;
+    steps = 0;
+  }
+}
+
 StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate) {
   StepResult result;
+  const float scale = loss_scale_.scale > 0 ? loss_scale_.scale : 1;
   std::vector<int> wanted(trainable_->parameters().size());
   std::iota(wanted.begin(), wanted.end(), 0);
   std::vector<mx::array> gradients;
@@ -62,7 +72,9 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
     result.tokens += scored_tokens(batch);
     const auto sequences = own(batch);
     const auto loss = [&](const std::vector<mx::array>& values) {
-      return summed_nll(trainable_->model(values), sequences, ranks_.stage, options_.recompute);
+      const mx::array sum =
+          summed_nll(trainable_->model(values), sequences, ranks_.stage, options_.recompute);
+      return scale == 1 ? sum : mx::multiply(sum, mx::array(scale));
     };
     const auto values = trainable_->values();
     auto [sum, found] = mx::value_and_grad(loss, wanted)(values);
@@ -75,10 +87,11 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
     all.push_back(nll);
     mx::eval(all);
   }
-  result.sum_nll = parallel::sum(nll, ranks_.data).item<float>();
-  const double mean = 1.0 / std::max(1, result.tokens);
+  result.sum_nll = parallel::sum(nll, ranks_.data).item<float>() / scale;
+  const double mean = 1.0 / std::max(1, result.tokens) / scale;
   result.gradient_norm = norm_of(gradients) * mean;
   result.skipped = !std::isfinite(result.gradient_norm) || !std::isfinite(result.sum_nll);
+  adapt_loss_scale(!result.skipped);
   if (result.skipped || result.tokens == 0) return result;
   const double clipped =
       options_.clip > 0 && result.gradient_norm > options_.clip ? options_.clip / result.gradient_norm : 1;

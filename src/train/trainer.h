@@ -20,13 +20,19 @@ struct TrainerOptions {
   OptimizerOptions optimizer;
   float clip = 0;          // the gradient's norm is at most this; 0: any
   bool recompute = false;  // loss.h
+  // The loss is multiplied by it, so that small gradients do not vanish in float16, and the gradient divided:
+  // halved by a step whose gradient is not finite, doubled after loss_scale_steps without one (Micikevicius
+  // et al. 2018, arXiv:1710.03740). 0: neither.
+  float loss_scale = 0;
 };
+
+constexpr int loss_scale_steps = 1000;
 
 struct StepResult {
   double sum_nll = 0;  // over all tokens that count, of all ranks
   int tokens = 0;
   double gradient_norm = 0;  // of the mean over tokens, before clipping
-  bool skipped = false;      // loss or gradient was not finite: nothing has changed
+  bool skipped = false;      // loss or gradient was not finite: nothing but the scale of the loss has changed
 };
 
 class Trainer {
@@ -42,6 +48,12 @@ class Trainer {
   std::vector<Parameter>& parameters() { return trainable_->parameters(); }
   const std::vector<Parameter>& fixed() const { return trainable_->fixed(); }
   Optimizer& optimizer() { return optimizer_; }
+  // How the loss is scaled now, and the steps since that changed.
+  struct LossScale {
+    float scale;  // 0: not at all
+    int steps;
+  };
+  LossScale& loss_scale() { return loss_scale_; }
   // The whole of what has a parameter's slice, from all ranks' parts; every rank calls it.
   mlx::core::array whole(const weights::Slice& slice, const mlx::core::array& part) const;
   // What world rank 0 has, on every rank; the others give anything of its shape.
@@ -51,11 +63,13 @@ class Trainer {
   std::vector<Sequence> own(const std::vector<Sequence>& sequences) const;
   std::vector<mlx::core::array> reduced(std::vector<mlx::core::array> gradients) const;
   double norm_of(const std::vector<mlx::core::array>& gradients) const;
+  void adapt_loss_scale(bool finite);
 
   std::unique_ptr<Trainable> trainable_;
   Ranks ranks_;
   TrainerOptions options_;
   Optimizer optimizer_;
+  LossScale loss_scale_;
   mlx::core::Stream link_;  // of the sums over the ranks of `data`, which go on while the backward computes
 };
 

@@ -238,28 +238,60 @@ def test_a_run_leaves_events_and_a_report(tmp_path):
     assert report.count("<svg") >= 5 and "http" not in report and report.endswith("</html>\n")
 
 
-def test_a_model_from_scratch_begins_alike_on_any_split_and_learns(tmp_path):
+@pytest.fixture
+def from_scratch(tmp_path):
+    """Trains a small V3 of random weights: the loss of each step, and the summary."""
     model, config = tmp_path / "model", json.loads((ROOT / "tests/golden/deepseek-v3-no-q-lora/config.json").read_text())
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config))
     data = write_data(tmp_path / "data", [{"ids": [(start + 3 * i) % 50 for i in range(30)]} for start in range(12)])
 
-    def losses(name, *more):
+    def train(name, *more):
         done = run_tandem("train", model, "--init", "--data", data, "--out", tmp_path / name, "--method", "full", "--iters", 25,
-                          "--learning-rate", 3e-3, "--steps-per-report", 1, "--device", "cpu", *more)
+                          "--learning-rate", 3e-3, "--steps-per-report", 1, "--json", "--device", "cpu", *more)
         assert done.returncode == 0, done.stderr.decode()
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-        return [line["train_loss"] for line in lines if "train_loss" in line]
+        return [line["train_loss"] for line in lines if "train_loss" in line], json.loads(done.stdout)
 
-    one = losses("one")
-    assert abs(one[0] - math.log(config["vocab_size"])) < 0.2 and one[-1] < one[0] / 2
+    return train
+
+
+def test_a_model_from_scratch_begins_alike_on_any_split_and_learns(tmp_path, from_scratch):
+    one, _ = from_scratch("one")
+    vocabulary = json.loads((tmp_path / "one/config.json").read_text())["vocab_size"]
+    assert abs(one[0] - math.log(vocabulary)) < 0.2 and one[-1] < one[0] / 2
     for name, more in {"tp": ["--ranks", 2], "dp": ["--ranks", 2, "--parallel", "dp"]}.items():
-        assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, losses(name, *more), strict=True)), name
-    assert losses("other", "--seed", 7)[0] != one[0]
+        assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, from_scratch(name, *more)[0], strict=True)), name
+    assert from_scratch("other", "--seed", 7)[0][0] != one[0]
     (tmp_path / "ids.txt").write_text(" ".join(str(3 * i % 50) for i in range(30)))
     assert perplexity(tmp_path / "one", tmp_path / "ids.txt") < one[0] / 2
-    lora = run_tandem("train", model, "--init", "--data", data, "--out", tmp_path / "lora")
+    lora = run_tandem("train", tmp_path / "model", "--init", "--data", tmp_path / "data", "--out", tmp_path / "lora")
     assert lora.returncode == 2 and b"--method full" in lora.stderr
+
+
+# From weights that lie anywhere between the numbers of the half type: those of a bfloat16 checkpoint stay where they are until
+# a step's half of an ulp is full.
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("split", ["tp", "dp"])
+def test_half_precision_learns_alike(split, dtype, from_scratch):
+    exact, _ = from_scratch("float32")
+    half, summary = from_scratch("half", "--dtype", dtype, "--ranks", 2, "--parallel", split)
+    assert half[-1] < half[0] / 2
+    if dtype == "bfloat16":
+        assert summary["skipped_steps"] == 0
+        assert all(math.isclose(a, b, rel_tol=0.01) for a, b in zip(exact, half, strict=True)), (exact, half)
+    else:  # its first scales are too large, so that it begins with steps that change nothing
+        assert 0 <= summary["skipped_steps"] < 10
+
+
+def test_the_scale_of_a_float16_loss_outlives_a_stop(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for name, iterations in {"whole": [16], "parts": [12, 16]}.items():
+        for last in iterations:
+            done = train_some(data, tmp_path / name, "--dtype", "float16", "--iters", last, "--resume")
+            assert done.returncode == 0, done.stderr.decode()
+    whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
 
 
 def write_ids(folder):

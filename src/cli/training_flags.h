@@ -1,0 +1,20 @@
+// What every verb that trains asks: how the work is split, and what is computed in.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "cluster/protocol.h"
+#include "models/config.h"
+#include "parallel/plan.h"
+
+namespace tandem::cli {
+
+// --parallel, --dtype and --grad-checkpoint.
+void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training& training);
+
+// `training` with what `--parallel` makes of the plan. InputError where training has no such split.
+cluster::Training split_training(cluster::Training training, const std::string& parallel,
+                                 const parallel::Plan& plan, const models::ModelConfig& config);
+
+}  // namespace tandem::cli
