@@ -156,7 +156,8 @@ void check(const BenchFlags& flags) {
 }
 
 // Steps of training in place of prefill and decode.
-void run_training(const BenchFlags& flags, const Subject& subject, const parallel::Plan& plan) {
+void run_training(const BenchFlags& flags, const Subject& subject) {
+  const auto plan = make_training_plan(flags.cluster, flags.parallel, subject.config);
   auto training = split_training(flags.training, flags.parallel, plan, subject.config);
   training.lora_layers = -1;
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape, training);
@@ -170,8 +171,8 @@ void run_training(const BenchFlags& flags, const Subject& subject, const paralle
 void run(const BenchFlags& flags) {
   check(flags);
   const Subject subject = find_subject(flags);
+  if (!flags.training.method.empty()) return run_training(flags, subject);
   const auto plan = make_plan(flags.cluster, subject.config);
-  if (!flags.training.method.empty()) return run_training(flags, subject, plan);
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape);
   Bench bench(*conductor, subject.config, flags.batch);
   Phase warm_up;

@@ -41,7 +41,7 @@ int run(const TrainFlags& flags) {
     throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
-  const auto plan = make_plan(flags.cluster, config);
+  const auto plan = make_training_plan(flags.cluster, flags.parallel, config);
   const auto training = split_training(flags.training, flags.parallel, plan, config);
   if (plan.rank(0).host != "local")
     throw InputError("training writes its results from rank 0: let the first host be \"local\"");

@@ -10,8 +10,8 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
   verb.add_option(
           "--parallel", parallel,
           "Of training, tp: ranks share each matrix; dp: each holds the model and takes a part of every "
-          "batch")
-      ->check(CLI::IsMember({"tp", "dp"}))
+          "batch; pp: each has some of the layers")
+      ->check(CLI::IsMember({"tp", "dp", "pp"}))
       ->capture_default_str();
   verb.add_option("--dtype", training.dtype,
                   "Training computes in it, and keeps activations in it for gradients; parameters, sums and "
@@ -21,18 +21,35 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
                 "Training keeps each layer's input alone and computes the rest anew");
 }
 
+parallel::Plan make_training_plan(ClusterFlags flags, const std::string& parallel,
+                                  const models::ModelConfig& config) {
+  if (parallel == "pp" && flags.plan.empty()) flags.plan = "pp";
+  return make_plan(flags, config);
+}
+
 cluster::Training split_training(cluster::Training training, const std::string& parallel,
                                  const parallel::Plan& plan, const models::ModelConfig& config) {
-  if (plan.stages.size() > 1)
-    throw InputError("training has no pipeline stages yet: take --parallel tp or dp");
-  const int ranks = plan.world_size();
-  if (parallel == "tp" && config.sizes.latent == 0 && config.sizes.kv_heads % ranks != 0) {
-    throw InputError(
-        fmt::format("{} key/value heads cannot be split over {} ranks without a copy, which training "
-                    "does not do yet: take --parallel dp, or other --ranks",
-                    config.sizes.kv_heads, ranks));
+  const bool staged = plan.stages.size() > 1;
+  if (parallel == "dp" && staged)
+    throw InputError("--parallel dp: the plan has pipeline stages: leave --plan out, or take --parallel pp");
+  training.replicas = parallel == "dp" ? plan.world_size() : 1;
+  if (parallel == "dp") return training;
+  for (const auto& stage : plan.stages) {
+    const int ranks = static_cast<int>(stage.ranks.size());
+    if (config.sizes.latent == 0 && config.sizes.kv_heads % ranks != 0) {
+      throw InputError(
+          fmt::format("{} key/value heads cannot be split over {} ranks without a copy, which training "
+                      "does not do yet: take --parallel dp or pp, or other --ranks",
+                      config.sizes.kv_heads, ranks));
+    }
   }
-  training.replicas = parallel == "dp" ? ranks : 1;
+  if (staged && config.tied_embeddings &&
+      plan.stages.front().ranks.size() != plan.stages.back().ranks.size()) {
+    throw InputError(fmt::format(
+        "the embedding is the output matrix too, and the first stage has {} ranks, the last {}: give "
+        "them as many",
+        plan.stages.front().ranks.size(), plan.stages.back().ranks.size()));
+  }
   return training;
 }
 

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "cli/session.h"
 #include "cluster/protocol.h"
 #include "models/config.h"
 #include "parallel/plan.h"
@@ -12,6 +13,10 @@ namespace tandem::cli {
 
 // --parallel, --dtype and --grad-checkpoint.
 void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training& training);
+
+// The flags' plan: of pipeline stages where `--parallel` says so and no other plan is given.
+parallel::Plan make_training_plan(ClusterFlags flags, const std::string& parallel,
+                                  const models::ModelConfig& config);
 
 // `training` with what `--parallel` makes of the plan. InputError where training has no such split.
 cluster::Training split_training(cluster::Training training, const std::string& parallel,

@@ -1,5 +1,8 @@
 #include "cluster/train_worker.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <chrono>
 
 #include "base/error.h"
@@ -7,6 +10,7 @@
 #include "cluster/room.h"
 #include "kernels/threads.h"
 #include "parallel/broadcast.h"
+#include "parallel/collectives.h"
 #include "parallel/tcp_group.h"
 #include "train/full_model.h"
 #include "train/lora.h"
@@ -25,15 +29,31 @@ mx::Dtype activations_of(const std::string& dtype, mx::Device device) {
   return dtype == "bfloat16" ? mx::bfloat16 : dtype == "float16" ? mx::float16 : mx::float32;
 }
 
-// This rank's groups: those with which it shares a model, and those with the same part of the other models.
-train::Ranks ranks_of(const mx::distributed::Group& world, int replicas, mx::Dtype activations) {
+// This rank's groups: those with which it shares matrices, and those with the same part of the other models.
+train::Ranks ranks_of(const TrainingPlace& here, int replicas, mx::Dtype activations) {
+  const auto& world = here.world;
+  if (here.place.stages > 1)
+    return {world, {here.stage, activations}, parallel::single_rank_group(), here.place};
   const int sharers = world.size() / replicas;
   const auto part = [&](int size, int color) {
     if (size == world.size()) return world;
     return size > 1 ? world.split(color) : parallel::single_rank_group();
   };
   const auto stage = part(sharers, world.rank() / sharers);
-  return {{stage, activations}, part(replicas, world.rank() % sharers)};
+  parallel::Place alone;
+  alone.rank = stage.rank();
+  return {world, {stage, activations}, part(replicas, world.rank() % sharers), alone};
+}
+
+// InputError where a product that is to be adapted is in no layer of any stage.
+void check_keys(const std::vector<std::string>& keys, const train::LoraModel& model,
+                const mx::distributed::Group& world) {
+  for (const auto& key : keys) {
+    const mx::array here(model.products().contains(key) ? 1.0F : 0.0F);
+    if (parallel::sum(here, world).item<float>() > 0) continue;
+    throw InputError(
+        fmt::format("there is no \"{}\" to adapt: a layer has {}", key, fmt::join(model.products(), ", ")));
+  }
 }
 
 class TrainWork {
@@ -93,10 +113,10 @@ class TrainWork {
 };
 
 std::unique_ptr<train::Trainable> load(const Training& training, const Model& model,
-                                       const parallel::Shard& shard, mx::Dtype activations,
-                                       LoadTeller& teller) {
+                                       const parallel::Shard& shard, const parallel::Range& layers,
+                                       const train::Ranks& ranks, LoadTeller& teller) {
   const auto& config = model.config;
-  const parallel::Range layers{0, config.layers};
+  const mx::Dtype activations = ranks.stage.activations;
   weights::ShardedWeights weights(*model.source, models::shard_rules(config, *model.source, layers),
                                   config.formats, shard, layers.begin, layers.end,
                                   [&](std::uint64_t bytes) { teller.add(bytes); });
@@ -104,13 +124,15 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
   if (training.method == "full")
     return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights), activations);
   auto base = models::make_decoder(config, shard, weights, layers);
-  return std::make_unique<train::LoraModel>(std::move(base), weights,
-                                            train::LoraOptions{.rank = training.lora_rank,
-                                                               .scale = training.lora_scale,
-                                                               .layers = training.lora_layers,
-                                                               .keys = training.lora_keys,
-                                                               .seed = training.seed,
-                                                               .activations = activations});
+  auto adapted = std::make_unique<train::LoraModel>(std::move(base), layers.begin, weights,
+                                                    train::LoraOptions{.rank = training.lora_rank,
+                                                                       .scale = training.lora_scale,
+                                                                       .layers = training.lora_layers,
+                                                                       .keys = training.lora_keys,
+                                                                       .seed = training.seed,
+                                                                       .activations = activations});
+  check_keys(training.lora_keys, *adapted, ranks.world);
+  return adapted;
 }
 
 }  // namespace
@@ -136,20 +158,23 @@ std::vector<train::Sequence> sequences_from_json(const json& list) {
   return sequences;
 }
 
-void train(ControlChannel& channel, const Start& start, const mx::distributed::Group& world, Model& model,
+void train(ControlChannel& channel, const Start& start, const TrainingPlace& here, Model& model,
            mx::Device device) {
+  const auto& world = here.world;
   const auto& config = model.config;
   const auto training = start.training.get<Training>();
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = activations_of(training.dtype, device);
-  auto ranks = ranks_of(world, training.replicas, activations);
+  auto ranks = ranks_of(here, training.replicas, activations);
   const int sharers = ranks.stage.group.size();
-  const auto shard =
-      parallel::shard_of(config.sizes, std::vector<double>(sharers, 1.0), world.rank() % sharers,
-                         parallel::expert_split_of(sharers, config.divisible()));
+  const auto& planned = here.plan.stages[here.place.stage];
+  std::vector<double> shares;
+  for (int i = 0; i < sharers; ++i) shares.push_back(training.replicas > 1 ? 1.0 : planned.ranks[i].share);
+  const auto shard = parallel::shard_of(config.sizes, shares, ranks.stage.group.rank(),
+                                        parallel::expert_split_of(sharers, config.divisible()));
   LoadTeller teller([&](const Progress& progress) { channel.send({{"progress", progress}}); });
   const auto begin = std::chrono::steady_clock::now();
-  auto trainable = load(training, model, shard, activations, teller);
+  auto trainable = load(training, model, shard, {planned.first_layer, planned.end_layer}, ranks, teller);
   model.source->finish();
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
   teller.finish();

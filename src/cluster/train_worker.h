@@ -10,6 +10,7 @@
 #include "cluster/control_channel.h"
 #include "cluster/loading.h"
 #include "cluster/protocol.h"
+#include "parallel/plan.h"
 #include "train/loss.h"
 
 namespace tandem::cluster {
@@ -18,6 +19,13 @@ namespace tandem::cluster {
 nlohmann::json sequences_to_json(const std::vector<train::Sequence>& sequences);
 std::vector<train::Sequence> sequences_from_json(const nlohmann::json& list);
 
+// Where this rank stands.
+struct TrainingPlace {
+  mlx::core::distributed::Group world, stage;  // all ranks, and those of this one's stage
+  const parallel::Plan& plan;
+  parallel::Place place;
+};
+
 // Loads this rank's part and carries rank 0's orders out, for ever. Orders, and what rank 0 answers:
 //   {"step": {"batches": [[[loss_from, id, …], …], …], "learning_rate"}}
 //       → {"sum_nll", "tokens", "gradient_norm", "skipped", "seconds", "link_s", "peak_bytes"}
@@ -25,7 +33,7 @@ std::vector<train::Sequence> sequences_from_json(const nlohmann::json& list);
 //   {"save": {"file", "dtype"}} → {"file"}: rank 0 writes all parameters
 //   {"keep": {"file"}}, {"restore": {"file"}} → {"file"}: rank 0 writes or reads what the next step depends
 //   on
-void train(ControlChannel& channel, const Start& start, const mlx::core::distributed::Group& world,
-           Model& model, mlx::core::Device device);
+void train(ControlChannel& channel, const Start& start, const TrainingPlace& here, Model& model,
+           mlx::core::Device device);
 
 }  // namespace tandem::cluster

@@ -229,7 +229,8 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
   config.formats.fp8_as = start.fp8 == "float32" ? weights::Fp8As::float32
                           : start.fp8 == "8bit"  ? weights::Fp8As::quantised
                                                  : weights::Fp8As::bfloat16;
-  if (!start.training.is_null()) return train(channel, start, group, model, device);
+  if (!start.training.is_null())
+    return train(channel, start, {group, stage, plan, plan.place(start.rank)}, model, device);
   auto [decoder, ready] = load_part(start, model, plan, device, [&](const Progress& progress) {
     channel.send({{"progress", progress}});
   });

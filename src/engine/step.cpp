@@ -178,7 +178,7 @@ StepResult StepRunner::finish() {
   } else {
     if (awaits(step)) {
       step.arrived.resize(step.logits);
-      parallel::exchange(world_, {{place_.output_rank, std::nullopt, bytes_of(step.arrived)}});
+      parallel::exchange(world_, {{place_.leaders.back(), std::nullopt, bytes_of(step.arrived)}});
     }
     result.logits = std::move(step.arrived);
   }
@@ -213,9 +213,9 @@ void StepRunner::give_rows(const mx::array& rows) {
   if (UnderWay* step = step_to_take_in()) {
     step->arrived.resize(step->logits);
     auto with = std::find_if(transfers.begin(), transfers.end(),
-                             [&](const auto& transfer) { return transfer.peer == place_.output_rank; });
+                             [&](const auto& transfer) { return transfer.peer == place_.leaders.back(); });
     if (with == transfers.end())
-      with = transfers.insert(with, parallel::Transfer{place_.output_rank, {}, {}});
+      with = transfers.insert(with, parallel::Transfer{place_.leaders.back(), {}, {}});
     with->incoming = bytes_of(step->arrived);
   }
   if (!transfers.empty()) parallel::exchange(world_, std::move(transfers));
@@ -241,7 +241,7 @@ void StepRunner::give_logits(const mx::array& logits) {
   rows.eval();
   if (samples()) {
     under_way_.back().arrived.assign(rows.data<float>(), rows.data<float>() + rows.size());
-  } else if (place_.stages > 1 && world_.rank() == place_.output_rank) {
+  } else if (place_.stages > 1 && world_.rank() == place_.leaders.back()) {
     parallel::exchange(world_, {{0, std::span<const char>(rows.data<char>(), rows.nbytes()), std::nullopt}});
   }
 }

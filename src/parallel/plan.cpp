@@ -105,19 +105,25 @@ const PlannedRank& Plan::rank(int rank) const {
 }
 
 Place Plan::place(int rank) const {
-  Place place{.stages = static_cast<int>(stages.size()), .targets = {}};
+  Place place{
+      .stages = static_cast<int>(stages.size()), .targets = {}, .gradient_targets = {}, .leaders = {}};
   const auto size_of = [&](int stage) { return static_cast<int>(stages[stage].ranks.size()); };
   int first = 0;  // rank of the stage
   while (rank >= first + size_of(place.stage)) first += size_of(place.stage++);
   place.rank = rank - first;
+  const int own = size_of(place.stage);
   if (!place.first()) {
     const int before = size_of(place.stage - 1);
     place.source = first - before + place.rank % before;
+    for (int i = place.rank; i < before; i += own) place.gradient_targets.push_back(first - before + i);
   }
-  const int own = size_of(place.stage);
-  for (int i = place.rank; !place.last() && i < size_of(place.stage + 1); i += own)
-    place.targets.push_back(first + own + i);
-  place.output_rank = world_size() - size_of(place.stages - 1);
+  if (!place.last()) {
+    const int after = size_of(place.stage + 1);
+    place.gradient_source = first + own + place.rank % after;
+    for (int i = place.rank; i < after; i += own) place.targets.push_back(first + own + i);
+  }
+  for (int stage = 0, leader = 0; stage < place.stages; leader += size_of(stage++))
+    place.leaders.push_back(leader);
   return place;
 }
 

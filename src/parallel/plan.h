@@ -26,13 +26,16 @@ struct Stage {
   std::vector<PlannedRank> ranks;
 };
 
-// Where a rank stands among the stages. Rank i of a stage takes rows from rank i mod n of the n before it.
+// Where a rank stands among the stages. Rank i of a stage takes rows from rank i mod n of the n before it,
+// and in training the rows' gradients from rank i mod m of the m after it.
 struct Place {
   int stages = 1, stage = 0;
   int rank = 0;              // in its stage
   int source = -1;           // the rank that its rows come from; -1: it has the first layers
   std::vector<int> targets;  // those that its rows go to; empty: it has the last layers, or others send them
-  int output_rank = 0;       // of those with the last layers, the one that sends logits to rank 0
+  int gradient_source = -1;  // the same of gradients; -1: it has the last layers
+  std::vector<int> gradient_targets;
+  std::vector<int> leaders;  // each stage's first rank; the last stage's sends logits to rank 0
 
   bool first() const { return stage == 0; }
   bool last() const { return stage + 1 == stages; }

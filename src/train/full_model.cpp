@@ -34,9 +34,11 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
     value.eval();
     weights::Slice slice = weights_.slice_of(name);
     slice.element = weights::Element::number;
+    const bool tied =
+        name == "model.embed_tokens.weight" && config_.tied_embeddings && layers_.size() < config_.layers;
     // V3's bias of the choice of experts has no gradient.
     auto& list = name.ends_with("e_score_correction_bias") ? fixed_ : parameters_;
-    list.push_back({std::move(slice), std::move(value), is_partial(weights_, name)});
+    list.push_back({std::move(slice), std::move(value), is_partial(weights_, name), tied});
   }
 }
 

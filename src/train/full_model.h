@@ -14,6 +14,7 @@ class FullModel : public Trainable {
             weights::ShardedWeights weights, mlx::core::Dtype activations);
 
   models::Decoder model(const std::vector<mlx::core::array>& values) override;
+  int hidden() const override { return config_.sizes.hidden; }
 
  private:
   models::ModelConfig config_;

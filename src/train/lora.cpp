@@ -1,16 +1,12 @@
 #include "train/lora.h"
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <mlx/ops.h>
 #include <mlx/random.h>
 #include <mlx/transforms.h>
 
 #include <algorithm>
 #include <cmath>
-#include <set>
 
-#include "base/error.h"
 #include "base/hash.h"
 #include "models/adapter.h"
 #include "models/adapter_files.h"
@@ -29,24 +25,20 @@ std::string key_of(const std::string& name) {
 
 }  // namespace
 
-LoraModel::LoraModel(models::Decoder base, const weights::ShardedWeights& weights, const LoraOptions& options)
-    : base_(std::move(base)), options_(options) {
-  std::set<std::string> there;
+LoraModel::LoraModel(models::Decoder base, int first_layer, const weights::ShardedWeights& weights,
+                     const LoraOptions& options)
+    : base_(std::move(base)), first_layer_(first_layer), options_(options) {
   for (auto& layer : base_.layers)
-    models::for_each_linear(layer, [&](auto& linear) { there.insert(key_of(linear.name)); });
-  for (const auto& key : options_.keys) {
-    if (!there.contains(key))
-      throw InputError(
-          fmt::format("there is no \"{}\" to adapt: a layer has {}", key, fmt::join(there, ", ")));
-  }
+    models::for_each_linear(layer, [&](auto& linear) { products_.insert(key_of(linear.name)); });
   for_each_adapted(base_, [&](auto& linear) { add(linear, weights.slice_of(linear.name + ".weight")); });
 }
 
 void LoraModel::for_each_adapted(models::Decoder& model,
                                  const std::function<void(models::ShardedLinear&)>& visit) const {
-  const int layers = static_cast<int>(model.layers.size());
   const auto& keys = options_.keys;
-  for (int i = options_.layers < 1 ? 0 : std::max(0, layers - options_.layers); i < layers; ++i) {
+  const int first = options_.layers < 1 ? 0 : model.config.layers - options_.layers;
+  for (int i = 0; i < static_cast<int>(model.layers.size()); ++i) {
+    if (first_layer_ + i < first) continue;
     models::for_each_linear(model.layers[i], [&](auto& linear) {
       if (keys.empty() || std::find(keys.begin(), keys.end(), key_of(linear.name)) != keys.end())
         visit(linear);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,11 +25,16 @@ struct LoraOptions {
 
 class LoraModel : public Trainable {
  public:
-  // `base` was made from `weights`. lora_a starts uniform in ±1/sqrt(in), the same on any split, lora_b at 0.
-  // InputError names a key that no layer has.
-  LoraModel(models::Decoder base, const weights::ShardedWeights& weights, const LoraOptions& options);
+  // `base` was made from `weights`, and its first layer is the model's `first_layer`. lora_a starts uniform
+  // in ±1/sqrt(in), the same on any split, lora_b at 0.
+  LoraModel(models::Decoder base, int first_layer, const weights::ShardedWeights& weights,
+            const LoraOptions& options);
+
+  // Of every layer here: "self_attn.q_proj", …
+  const std::set<std::string>& products() const { return products_; }
 
   models::Decoder model(const std::vector<mlx::core::array>& values) override;
+  int hidden() const override { return base_.config.sizes.hidden; }
 
  private:
   // Calls visit with each linear product that has an adapter.
@@ -37,6 +43,8 @@ class LoraModel : public Trainable {
   void add(const models::ShardedLinear& linear, const weights::Slice& slice);
 
   models::Decoder base_;
+  int first_layer_;
+  std::set<std::string> products_;
   LoraOptions options_;
 };
 

@@ -49,16 +49,16 @@ mx::array recomputed(const DecoderLayer& layer, const mx::array& x, int index,
   return mx::checkpoint(output)(inputs).front();
 }
 
-mx::array hidden_states(const Decoder& model, const mx::array& ids, const std::shared_ptr<const Going>& going,
-                        bool recompute) {
-  mx::array x = models::embed(model, ids, going->context);  // [T, hidden]
+// [T, hidden] of the layers.
+mx::array through_layers(const Decoder& model, mx::array x, const std::shared_ptr<const Going>& going,
+                         bool recompute) {
   for (int i = 0; i < static_cast<int>(model.layers.size()); ++i) {
     const DecoderLayer& layer = model.layers[i];
     x = recompute ? recomputed(layer, x, i, going)
                   : models::layer_output(layer, x, going->pass, i, going->context);
     x = mx::astype(x, going->context.activations);
   }
-  return kernels::rms_norm(x, *model.norm, model.config.rms_norm_eps);
+  return x;
 }
 
 // Of some tokens: hidden [n, hidden], targets [n] int32, counted [n] float32 0 or 1. The vocabulary is split.
@@ -104,8 +104,19 @@ int scored_tokens(const std::vector<Sequence>& sequences) {
   return count;
 }
 
+int input_rows(const std::vector<Sequence>& sequences) {
+  int count = 0;
+  for (const auto& one : sequences) count += std::max(0, static_cast<int>(one.ids.size()) - 1);
+  return count;
+}
+
 mx::array summed_nll(const Decoder& model, const std::vector<Sequence>& sequences, const Context& context,
                      bool recompute) {
+  return stage_output(model, sequences, std::nullopt, context, recompute);
+}
+
+mx::array stage_output(const Decoder& model, const std::vector<Sequence>& sequences,
+                       const std::optional<mx::array>& input, const Context& context, bool recompute) {
   std::vector<int> ids, targets;
   std::vector<float> counted;
   std::vector<models::SequenceRows> rows;
@@ -120,8 +131,11 @@ mx::array summed_nll(const Decoder& model, const std::vector<Sequence>& sequence
   const int tokens = static_cast<int>(ids.size());
   if (tokens == 0) return mx::array(0.0F);
   const auto going = std::make_shared<const Going>(model, std::move(rows), context);
-  const mx::array hidden =
-      hidden_states(model, mx::array(ids.data(), {tokens}, mx::int32), going, recompute);  // [T, hidden]
+  const mx::array first_rows =
+      input ? *input : models::embed(model, mx::array(ids.data(), {tokens}, mx::int32), context);
+  const mx::array last_rows = through_layers(model, first_rows, going, recompute);
+  if (!model.norm) return last_rows;
+  const mx::array hidden = kernels::rms_norm(last_rows, *model.norm, model.config.rms_norm_eps);
   mx::array sum(0.0F);
   for (int first = 0; first < tokens; first += chunk_tokens) {
     const int end = std::min(tokens, first + chunk_tokens), count = end - first;

@@ -1,6 +1,7 @@
 // The forward pass of training and its loss.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "models/decoder.h"
@@ -15,6 +16,14 @@ struct Sequence {
 
 // How many tokens count.
 int scored_tokens(const std::vector<Sequence>& sequences);
+
+// What a stage makes of the sequences: from `input` [T, hidden], what the stage before makes of them (none:
+// it is the first), that for the next, or in the last their summed_nll().
+mlx::core::array stage_output(const models::Decoder& model, const std::vector<Sequence>& sequences,
+                              const std::optional<mlx::core::array>& input, const models::Context& context,
+                              bool recompute);
+// The rows of its input and output.
+int input_rows(const std::vector<Sequence>& sequences);
 
 // The sum of the negative log-likelihoods (nats) of the tokens that count, a float32 scalar, the same on
 // every rank of the stage. The output's product and its softmax are computed, and again for the gradient,

@@ -5,9 +5,14 @@
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
+#include <nlohmann/json.hpp>
+#include <span>
+
 #include "base/error.h"
 #include "models/adapter.h"
 #include "models/adapter_files.h"
+#include "parallel/messages.h"
+#include "parallel/tcp_group.h"
 #include "weights/checkpoint.h"
 #include "weights/safetensors_writer.h"
 
@@ -16,6 +21,7 @@ namespace {
 
 namespace mx = mlx::core;
 namespace fs = std::filesystem;
+using nlohmann::json;
 
 // The optimizer's steps, the scale of the loss and the steps since that changed.
 const char* const counters_name = "training.counters";
@@ -27,20 +33,77 @@ struct Part {
   mx::array value;
 };
 
+bool leads(const Ranks& ranks) { return ranks.place.rank == 0 && ranks.data.rank() == 0; }
+
+// Tells world rank 0, which has the file, the names and shapes that this stage's leader will send or wants.
+void announce(const Ranks& ranks, const std::vector<weights::Slice>& slices) {
+  json list = json::array();
+  for (const auto& slice : slices) list.push_back({slice.name, slice.shape});
+  parallel::send_to(ranks.world, {0}, json::to_cbor(list));
+}
+
+std::vector<weights::Slice> hear(const Ranks& ranks, int leader) {
+  std::vector<weights::Slice> slices;
+  for (const auto& one : json::from_cbor(parallel::receive_from(ranks.world, leader)))
+    slices.push_back({one[0].get<std::string>(), one[1].get<std::vector<int>>()});
+  return slices;
+}
+
+void send(const Ranks& ranks, int peer, const mx::array& x) {
+  parallel::exchange(ranks.world, {{peer, std::span<const char>(x.data<char>(), x.nbytes()), std::nullopt}});
+}
+
+void receive(const Ranks& ranks, int peer, mx::array& x) {
+  parallel::exchange(ranks.world, {{peer, std::nullopt, std::span(x.data<char>(), x.nbytes())}});
+}
+
+mx::array empty_on_cpu(const weights::Slice& slice, mx::Dtype dtype) {
+  mx::array whole = mx::zeros({slice.shape.begin(), slice.shape.end()}, dtype, mx::Device::cpu);
+  whole.eval();
+  return whole;
+}
+
+std::vector<weights::Slice> slices_of(const std::vector<Part>& parts) {
+  std::vector<weights::Slice> slices;
+  for (const auto& part : parts) slices.push_back(part.slice);
+  return slices;
+}
+
+// Of all stages: on world rank 0 what the others announced, in the order of the stages.
+std::vector<std::vector<weights::Slice>> announced(const Ranks& ranks,
+                                                   const std::vector<weights::Slice>& own) {
+  std::vector<std::vector<weights::Slice>> all{own};
+  if (ranks.place.stage > 0 && leads(ranks)) announce(ranks, own);
+  for (std::size_t stage = 1; ranks.world.rank() == 0 && stage < ranks.place.leaders.size(); ++stage)
+    all.push_back(hear(ranks, ranks.place.leaders[stage]));
+  return all;
+}
+
 void write_parts(const Trainer& trainer, const std::vector<Part>& parts, const std::optional<fs::path>& file,
                  const std::string& dtype) {
+  const Ranks& ranks = trainer.ranks();
+  const mx::Dtype stored = weights::to_mlx("a saved tensor", dtype, weights::Element::number);
+  const auto stages = announced(ranks, slices_of(parts));
   std::optional<weights::SafetensorsWriter> writer;
   if (file) {
     std::vector<weights::TensorSpec> specs;
-    for (const auto& part : parts)
-      specs.push_back({part.slice.name, dtype, {part.slice.shape.begin(), part.slice.shape.end()}});
+    for (const auto& slices : stages)
+      for (const auto& slice : slices)
+        specs.push_back({slice.name, dtype, {slice.shape.begin(), slice.shape.end()}});
     writer.emplace(*file, specs);
   }
-  const mx::Dtype stored = weights::to_mlx("a saved tensor", dtype, weights::Element::number);
   for (const auto& part : parts) {
     mx::array whole = mx::contiguous(mx::astype(trainer.whole(part.slice, part.value), stored));
     whole.eval();
     if (writer) writer->write(part.slice.name, 0, {whole.data<char>(), whole.nbytes()});
+    if (ranks.place.stage > 0 && leads(ranks)) send(ranks, 0, whole);
+  }
+  for (std::size_t stage = 1; stage < stages.size(); ++stage) {
+    for (const auto& slice : stages[stage]) {
+      mx::array whole = empty_on_cpu(slice, stored);
+      receive(ranks, ranks.place.leaders[stage], whole);
+      if (writer) writer->write(slice.name, 0, {whole.data<char>(), whole.nbytes()});
+    }
   }
   if (writer) writer->finish();
 }
@@ -50,29 +113,51 @@ weights::Slice optimizer_slice(weights::Slice slice, int index) {
   return slice;
 }
 
-// Rank 0's whole tensor in the file, this rank's part of it.
-mx::array read_part(const Trainer& trainer, const std::optional<weights::SafetensorsFile>& file,
-                    const weights::Slice& slice) {
-  mx::array whole = mx::zeros({slice.shape.begin(), slice.shape.end()}, mx::float32);
-  whole.eval();
-  if (file) {
-    const auto found = file->tensors().find(slice.name);
-    const bool fits = found != file->tensors().end() && found->second.dtype == "F32" &&
-                      found->second.end - found->second.begin == whole.nbytes();
-    if (!fits) {
-      throw InputError(fmt::format("{} has no tensor \"{}\" as this training needs it: it is of another one",
-                                   file->path().string(), slice.name));
-    }
-    file->read(found->second.begin, whole.nbytes(), whole.data<char>());
+// InputError where the file has not the tensor.
+void read_whole(const weights::SafetensorsFile& file, const weights::Slice& slice, mx::array& whole) {
+  const auto found = file.tensors().find(slice.name);
+  const bool fits = found != file.tensors().end() && found->second.dtype == "F32" &&
+                    found->second.end - found->second.begin == whole.nbytes();
+  if (!fits) {
+    throw InputError(fmt::format("{} has no tensor \"{}\" as this training needs it: it is of another one",
+                                 file.path().string(), slice.name));
   }
-  return models::part_of(trainer.from_first(whole), slice);
+  file.read(found->second.begin, whole.nbytes(), whole.data<char>());
+}
+
+// This rank's parts of tensors in rank 0's file.
+std::vector<mx::array> read_parts(const Trainer& trainer, const std::optional<weights::SafetensorsFile>& file,
+                                  const std::vector<weights::Slice>& slices) {
+  const Ranks& ranks = trainer.ranks();
+  const auto stages = announced(ranks, slices);
+  std::vector<mx::array> parts;
+  for (const auto& slice : slices) {
+    mx::array whole = empty_on_cpu(slice, mx::float32);
+    if (file) read_whole(*file, slice, whole);
+    if (ranks.place.stage > 0 && leads(ranks)) receive(ranks, 0, whole);
+    parts.push_back(models::part_of(trainer.from_first(whole), slice));
+  }
+  for (std::size_t stage = 1; file && stage < stages.size(); ++stage) {
+    for (const auto& slice : stages[stage]) {
+      mx::array whole = empty_on_cpu(slice, mx::float32);
+      read_whole(*file, slice, whole);
+      send(ranks, ranks.place.leaders[stage], whole);
+    }
+  }
+  return parts;
+}
+
+// Of what is in two stages, the first one's is saved.
+bool saved_here(const Trainer& trainer, const Parameter& parameter) {
+  return !parameter.tied || trainer.ranks().place.first();
 }
 
 }  // namespace
 
 void save_parameters(Trainer& trainer, const std::optional<fs::path>& file, const std::string& dtype) {
   std::vector<Part> parts;
-  for (const auto& parameter : trainer.parameters()) parts.push_back({parameter.slice, parameter.value});
+  for (const auto& one : trainer.parameters())
+    if (saved_here(trainer, one)) parts.push_back({one.slice, one.value});
   for (const auto& one : trainer.fixed()) parts.push_back({one.slice, one.value});
   write_parts(trainer, parts, file, dtype);
 }
@@ -80,13 +165,18 @@ void save_parameters(Trainer& trainer, const std::optional<fs::path>& file, cons
 void save_state(Trainer& trainer, const std::optional<fs::path>& file) {
   auto& optimizer = trainer.optimizer();
   const auto [scale, scale_steps] = trainer.loss_scale();
-  const mx::array counted{static_cast<float>(optimizer.steps()), scale, static_cast<float>(scale_steps)};
-  std::vector<Part> parts{{{counters_name, {counters}}, counted}};
+  std::vector<Part> parts;
+  if (trainer.ranks().place.first()) {
+    parts.push_back(
+        {{counters_name, {counters}},
+         mx::array{static_cast<float>(optimizer.steps()), scale, static_cast<float>(scale_steps)}});
+  }
   auto state = optimizer.state().begin();
-  for (const auto& parameter : trainer.parameters()) {
-    parts.push_back({parameter.slice, parameter.value});
-    for (int i = 0; optimizer.steps() > 0 && i < optimizer.arrays_a_parameter(); ++i)
-      parts.push_back({optimizer_slice(parameter.slice, i), *state++});
+  for (const auto& one : trainer.parameters()) {
+    const bool saved = saved_here(trainer, one);
+    if (saved) parts.push_back({one.slice, one.value});
+    for (int i = 0; optimizer.steps() > 0 && i < optimizer.arrays_a_parameter(); ++i, ++state)
+      if (saved) parts.push_back({optimizer_slice(one.slice, i), *state});
   }
   write_parts(trainer, parts, file, "F32");
 }
@@ -94,16 +184,23 @@ void save_state(Trainer& trainer, const std::optional<fs::path>& file) {
 void restore_state(Trainer& trainer, const std::optional<fs::path>& path) {
   std::optional<weights::SafetensorsFile> file;
   if (path) file.emplace(*path);
-  auto& optimizer = trainer.optimizer();
-  mx::array counted = read_part(trainer, file, {counters_name, {counters}});
+  mx::array counted = read_parts(trainer, file, {{counters_name, {counters}}}).front();
   counted.eval();
   const int steps = static_cast<int>(counted.data<float>()[0]);
   trainer.loss_scale() = {counted.data<float>()[1], static_cast<int>(counted.data<float>()[2])};
+  auto& optimizer = trainer.optimizer();
+  const int each = steps > 0 ? optimizer.arrays_a_parameter() : 0;
+  std::vector<weights::Slice> slices;
+  for (const auto& one : trainer.parameters()) {
+    slices.push_back(one.slice);
+    for (int i = 0; i < each; ++i) slices.push_back(optimizer_slice(one.slice, i));
+  }
+  auto part = read_parts(trainer, file, slices);
   std::vector<mx::array> state;
-  for (auto& parameter : trainer.parameters()) {
-    parameter.value = read_part(trainer, file, parameter.slice);
-    for (int i = 0; steps > 0 && i < optimizer.arrays_a_parameter(); ++i)
-      state.push_back(read_part(trainer, file, optimizer_slice(parameter.slice, i)));
+  auto next = part.begin();
+  for (auto& one : trainer.parameters()) {
+    one.value = *next++;
+    for (int i = 0; i < each; ++i) state.push_back(*next++);
   }
   optimizer.restore(steps, std::move(state));
 }

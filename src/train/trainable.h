@@ -14,6 +14,8 @@ struct Parameter {
   mlx::core::array value;  // this rank's part, float32
   // Every rank of the stage holds the whole and computes a part of the gradient: the gradient is their sum.
   bool partial = false;
+  // The first and the last of several stages hold it both: the gradient is their sum.
+  bool tied = false;
 };
 
 class Trainable {
@@ -22,6 +24,8 @@ class Trainable {
 
   // The model with `values` in the places of parameters(), in their order.
   virtual models::Decoder model(const std::vector<mlx::core::array>& values) = 0;
+
+  virtual int hidden() const = 0;  // numbers of a token between layers
 
   std::vector<Parameter>& parameters() { return parameters_; }
   // Tensors that are saved with the parameters and do not change.

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "parallel/collectives.h"
+#include "parallel/tcp_group.h"
 
 namespace tandem::train {
 namespace mx = mlx::core;
@@ -20,7 +21,10 @@ Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const Traine
       loss_scale_{options.loss_scale, 0},
       // A group takes one collective at a time: those of a shared model are on the default stream.
       link_(ranks_.stage.group.size() == 1 ? mx::new_stream(mx::Device::cpu)
-                                           : mx::default_stream(mx::Device::cpu)) {}
+                                           : mx::default_stream(mx::Device::cpu)) {
+  if (ranks_.place.stages > 1)
+    pipeline_.emplace(ranks_.world, ranks_.place, ranks_.stage, trainable_->hidden(), options.recompute);
+}
 
 std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const {
   std::vector<Sequence> found;
@@ -40,17 +44,25 @@ std::vector<mx::array> Trainer::reduced(std::vector<mx::array> gradients) const 
   return gradients;
 }
 
-// Of the whole model: what all ranks of a stage hold counts once.
+// Of the whole model: what several ranks hold counts once.
 double Trainer::norm_of(const std::vector<mx::array>& gradients) const {
   const auto& parameters = trainable_->parameters();
   const auto ranks = static_cast<float>(ranks_.stage.group.size());
   mx::array sum(0.0F);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
+    if (parameters[i].tied && ranks_.place.last()) continue;
     const mx::array squares = mx::sum(mx::square(gradients[i]));
     sum = mx::add(sum, parameters[i].slice.axis < 0 ? mx::divide(squares, mx::array(ranks)) : squares);
   }
-  sum = parallel::sum(sum, ranks_.stage.group);
+  sum = parallel::sum(sum, pipeline_ ? ranks_.world : ranks_.stage.group);
   return std::sqrt(sum.item<float>());
+}
+
+// Of all ranks, from those that computed it.
+double Trainer::total(const mx::array& nll) const {
+  if (!pipeline_) return parallel::sum(nll, ranks_.data).item<float>();
+  const bool has_it = ranks_.place.last() && ranks_.place.rank == 0;
+  return parallel::sum(has_it ? nll : mx::array(0.0F), ranks_.world).item<float>();
 }
 
 void Trainer::adapt_loss_scale(bool finite) {
@@ -61,15 +73,12 @@ void Trainer::adapt_loss_scale(bool finite) {
   }
 }
 
-StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate) {
-  StepResult result;
-  const float scale = loss_scale_.scale > 0 ? loss_scale_.scale : 1;
+// By one micro-batch after the other, the last one's gradients summed over ranks as they come.
+Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, float scale) {
   std::vector<int> wanted(trainable_->parameters().size());
   std::iota(wanted.begin(), wanted.end(), 0);
-  std::vector<mx::array> gradients;
-  mx::array nll(0.0F);
+  Sums sums{mx::array(0.0F), {}};
   for (const auto& batch : micro_batches) {
-    result.tokens += scored_tokens(batch);
     const auto sequences = own(batch);
     const auto loss = [&](const std::vector<mx::array>& values) {
       const mx::array sum =
@@ -78,16 +87,54 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
     };
     const auto values = trainable_->values();
     auto [sum, found] = mx::value_and_grad(loss, wanted)(values);
-    for (std::size_t i = 0; i < gradients.size(); ++i) found[i] = mx::add(gradients[i], found[i]);
+    for (std::size_t i = 0; i < sums.gradients.size(); ++i) found[i] = mx::add(sums.gradients[i], found[i]);
     const bool last = &batch == &micro_batches.back();
-    gradients = last ? reduced(std::move(found)) : std::move(found);
-    nll = mx::add(nll, sum);
+    sums.gradients = last ? reduced(std::move(found)) : std::move(found);
+    sums.nll = mx::add(sums.nll, sum);
     // The last layers' come first, so that their sums over ranks are under way while the others are computed.
-    std::vector<mx::array> all(gradients.rbegin(), gradients.rend());
-    all.push_back(nll);
+    std::vector<mx::array> all(sums.gradients.rbegin(), sums.gradients.rend());
+    all.push_back(sums.nll);
     mx::eval(all);
   }
-  result.sum_nll = parallel::sum(nll, ranks_.data).item<float>() / scale;
+  return sums;
+}
+
+Sums Trainer::staged_sums(const std::vector<std::vector<Sequence>>& micro_batches, float scale) {
+  std::vector<std::vector<Sequence>> parts;
+  for (const auto& batch : micro_batches)
+    for (auto& part : parts_for(ranks_.place.stages, batch)) parts.push_back(std::move(part));
+  Sums sums = pipeline_->run(*trainable_, parts, scale);
+  if (parts.empty())
+    for (const auto& value : trainable_->values()) sums.gradients.push_back(mx::zeros_like(value));
+  sums.gradients = reduced(std::move(sums.gradients));
+  add_tied(sums.gradients);
+  mx::eval(sums.gradients);
+  return sums;
+}
+
+// Embeddings that are the output matrix too: the sum of the first and the last stage's gradients.
+void Trainer::add_tied(std::vector<mx::array>& gradients) const {
+  const auto& place = ranks_.place;
+  if (!place.first() && !place.last()) return;
+  const auto& parameters = trainable_->parameters();
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    if (!parameters[i].tied) continue;
+    const mx::array own = mx::contiguous(gradients[i]);
+    mx::array others = mx::zeros_like(own, mx::Device::cpu);
+    mx::eval(own, others);
+    const int peer = place.first() ? place.leaders.back() + place.rank : place.rank;
+    parallel::exchange(ranks_.world, {{peer, std::span<const char>(own.data<char>(), own.nbytes()),
+                                       std::span(others.data<char>(), others.nbytes())}});
+    gradients[i] = place.first() ? mx::add(own, others) : mx::add(others, own);
+  }
+}
+
+StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate) {
+  StepResult result;
+  const float scale = loss_scale_.scale > 0 ? loss_scale_.scale : 1;
+  for (const auto& batch : micro_batches) result.tokens += scored_tokens(batch);
+  auto [nll, gradients] = pipeline_ ? staged_sums(micro_batches, scale) : sums_of(micro_batches, scale);
+  result.sum_nll = total(nll) / scale;
   const double mean = 1.0 / std::max(1, result.tokens) / scale;
   result.gradient_norm = norm_of(gradients) * mean;
   result.skipped = !std::isfinite(result.gradient_norm) || !std::isfinite(result.sum_nll);
@@ -106,9 +153,9 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
 StepResult Trainer::evaluate(const std::vector<Sequence>& sequences) {
   StepResult result;
   result.tokens = scored_tokens(sequences);
-  const mx::array nll =
-      summed_nll(trainable_->model(trainable_->values()), own(sequences), ranks_.stage, false);
-  result.sum_nll = parallel::sum(nll, ranks_.data).item<float>();
+  result.sum_nll = total(pipeline_ ? pipeline_->evaluate(*trainable_, sequences)
+                                   : summed_nll(trainable_->model(trainable_->values()), own(sequences),
+                                                ranks_.stage, /*recompute=*/false));
   return result;
 }
 

@@ -7,13 +7,16 @@
 
 #include "train/loss.h"
 #include "train/optimizer.h"
+#include "train/pipeline.h"
 #include "train/trainable.h"
 
 namespace tandem::train {
 
 struct Ranks {
-  models::Context stage;  // the ranks that share the model's matrices
+  models::Group world;
+  models::Context stage;  // the ranks that share the matrices of this one's layers
   models::Group data;     // the ranks that hold the same part of the model, each with sequences of its own
+  parallel::Place place;  // of more stages than one: then `data` is this rank alone
 };
 
 struct TrainerOptions {
@@ -56,10 +59,16 @@ class Trainer {
   LossScale& loss_scale() { return loss_scale_; }
   // The whole of what has a parameter's slice, from all ranks' parts; every rank calls it.
   mlx::core::array whole(const weights::Slice& slice, const mlx::core::array& part) const;
-  // What world rank 0 has, on every rank; the others give anything of its shape.
+  // What the first rank of the stage has, of the first replica, on each of them; the others give anything of
+  // its shape.
   mlx::core::array from_first(const mlx::core::array& value) const;
+  const Ranks& ranks() const { return ranks_; }
 
  private:
+  Sums sums_of(const std::vector<std::vector<Sequence>>& micro_batches, float scale);
+  Sums staged_sums(const std::vector<std::vector<Sequence>>& micro_batches, float scale);
+  void add_tied(std::vector<mlx::core::array>& gradients) const;
+  double total(const mlx::core::array& nll) const;
   std::vector<Sequence> own(const std::vector<Sequence>& sequences) const;
   std::vector<mlx::core::array> reduced(std::vector<mlx::core::array> gradients) const;
   double norm_of(const std::vector<mlx::core::array>& gradients) const;
@@ -70,6 +79,7 @@ class Trainer {
   TrainerOptions options_;
   Optimizer optimizer_;
   LossScale loss_scale_;
+  std::optional<Pipeline> pipeline_;  // where there are stages
   mlx::core::Stream link_;  // of the sums over the ranks of `data`, which go on while the backward computes
 };
 

@@ -132,7 +132,7 @@ TEST(Plan, RanksHandRowsFromStageToStage) {
         EXPECT_EQ(place.stages, static_cast<int>(sizes.size()));
         EXPECT_EQ(place.stage, stage);
         EXPECT_EQ(place.rank, i);
-        EXPECT_EQ(place.output_rank, plan.world_size() - sizes.back());
+        EXPECT_EQ(place.leaders.back(), plan.world_size() - sizes.back());
         EXPECT_EQ(place.source < 0, stage == 0);
         if (stage > 0) {
           EXPECT_EQ(plan.place(place.source).stage, stage - 1);

@@ -17,7 +17,7 @@ GRADIENTS = json.loads((ROOT / "tests/golden/gradients.json").read_text())
 RATE = 1000  # of one step of plain descent, whose change is the gradient times this
 SPLITS = {"1 rank": ["--ranks", 1], "recomputed": ["--ranks", 1, "--grad-checkpoint"],
           "tp 2": ["--ranks", 2], "dp 2": ["--ranks", 2, "--parallel", "dp"],
-          "dp 3": ["--ranks", 3, "--parallel", "dp"]}
+          "dp 3": ["--ranks", 3, "--parallel", "dp"], "pp 2": ["--ranks", 2, "--parallel", "pp"]}
 SGD = ["--optimizer", "sgd", "--beta1", 0, "--weight-decay", 0, "--learning-rate", RATE]
 
 
@@ -67,7 +67,7 @@ QUESTIONS = [{"messages": [{"role": "user", "content": f"What is {a} + {b}?"},
                            {"role": "assistant", "content": f"It is {a + b}, sir."}]} for a in range(11, 19) for b in (5, 7)]
 
 
-@pytest.mark.parametrize("split", ["1 rank", "tp 2", "dp 2"])
+@pytest.mark.parametrize("split", ["1 rank", "tp 2", "dp 2", "pp 2"])
 def test_lora_learns_and_runs_on_any_split(split, tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     write_data(data, QUESTIONS[:4], "valid.jsonl")
@@ -260,7 +260,8 @@ def test_a_model_from_scratch_begins_alike_on_any_split_and_learns(tmp_path, fro
     one, _ = from_scratch("one")
     vocabulary = json.loads((tmp_path / "one/config.json").read_text())["vocab_size"]
     assert abs(one[0] - math.log(vocabulary)) < 0.2 and one[-1] < one[0] / 2
-    for name, more in {"tp": ["--ranks", 2], "dp": ["--ranks", 2, "--parallel", "dp"]}.items():
+    for name, more in {"tp": ["--ranks", 2], "dp": ["--ranks", 2, "--parallel", "dp"],
+                       "pp": ["--ranks", 2, "--parallel", "pp"]}.items():
         assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, from_scratch(name, *more)[0], strict=True)), name
     assert from_scratch("other", "--seed", 7)[0][0] != one[0]
     (tmp_path / "ids.txt").write_text(" ".join(str(3 * i % 50) for i in range(30)))
@@ -272,7 +273,7 @@ def test_a_model_from_scratch_begins_alike_on_any_split_and_learns(tmp_path, fro
 # From weights that lie anywhere between the numbers of the half type: those of a bfloat16 checkpoint stay where they are until
 # a step's half of an ulp is full.
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("split", ["tp", "dp"])
+@pytest.mark.parametrize("split", ["tp", "dp", "pp"])
 def test_half_precision_learns_alike(split, dtype, from_scratch):
     exact, _ = from_scratch("float32")
     half, summary = from_scratch("half", "--dtype", dtype, "--ranks", 2, "--parallel", split)
@@ -292,6 +293,40 @@ def test_the_scale_of_a_float16_loss_outlives_a_stop(tmp_path):
             assert done.returncode == 0, done.stderr.decode()
     whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
+
+
+# A stage of unequal ranks, a stage of one; one that has nothing to learn; more steps to go on from on other plans.
+def test_stages_learn_as_one_rank_does(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    ranks = [{"host": "local", "share": share} for share in (1, 3)]
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"stages": [{"layers": [0, 4], "ranks": ranks}, {"layers": [4, 6], "ranks": ranks[:1]}]}))
+    splits = {"one": [], "stages": ["--plan", plan], "recomputed": ["--ranks", 3, "--parallel", "pp", "--grad-checkpoint"]}
+    for method in ("full", "lora"):
+        found = {}
+        for name, split in splits.items():
+            out = tmp_path / f"{method}-{name}"
+            done = train_some(data, out, "--method", method, "--iters", 6, "--steps-per-report", 1, *split)
+            assert done.returncode == 0, done.stderr.decode()
+            lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            found[name] = [line["train_loss"] for line in lines if "train_loss" in line]
+        for name in splits:
+            assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found["one"], found[name], strict=True)), (method, found)
+    for name, split in {"stages": [], "one": ["--plan", plan]}.items():
+        done = train_some(data, tmp_path / f"lora-{name}", "--iters", 9, "--resume", *split)
+        assert done.returncode == 0, done.stderr.decode()
+    one, stages = (read_tensors(tmp_path / f"lora-{name}") for name in ("one", "stages"))
+    assert one.keys() == stages.keys()
+    for tensor, values in one.items():
+        assert all(math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-4) for a, b in zip(values, stages[tensor], strict=True)), tensor
+
+
+def test_splits_that_training_has_not_are_refused(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for split, why in {("--parallel", "dp", "--plan", "pp", "--ranks", 2): b"leave --plan out",
+                       ("--lora-keys", "self_attn.x_proj", "--parallel", "pp", "--ranks", 2): b"self_attn.q_proj"}.items():
+        done = train_some(data, tmp_path / "out", "--iters", 1, *split)
+        assert done.returncode == 2 and why in done.stderr, done.stderr.decode()
 
 
 def write_ids(folder):
