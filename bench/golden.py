@@ -2,9 +2,11 @@
 """The golden models of tests/golden on another device: the logits after one prompt of each against what transformers
 computes in float32, on one rank and on several of the one device: build/bench/golden.json and a table.
 
-bfloat16 rounds each result to 8 bits, half an ulp of 2^-8 at most: over the 7 products of a layer that adds up to
-sqrt(7 layers) 2^-9 of the largest logit, and the bar is twice that. Where a router's choice is closer than such a
-rounding, another expert answers and no bar holds: those rows have none.
+The bar is twice what transformers itself is away from its float32 logits when it computes in bfloat16
+(scripts/golden/add_bfloat16.py). For quantised models, which it was not asked about, an estimate: bfloat16 rounds each
+result to 8 bits, half an ulp of 2^-8 at most, over the 7 products of a layer sqrt(7 layers) 2^-9 of the largest logit,
+and twice that. Where a router's choice is closer than such a rounding, another expert answers and no bar holds: those
+rows have none. Splits that a model does not allow are left out.
 """
 import argparse
 import json
@@ -42,7 +44,7 @@ def rows_of(args, name):
     layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     case = max(golden["cases"], key=lambda one: len(one["prompt_ids"]))
     wanted = case["last_logits"]
-    tolerance = max(map(abs, wanted)) * math.sqrt(7 * layers) * 2**-8
+    tolerance = 2 * golden.get("bfloat16_difference", max(map(abs, wanted)) * math.sqrt(7 * layers) * 2**-9)
     bar = "" if golden.get("least_router_margin", 1) < 2**-8 else f"<= {tolerance:.2g}"
     found = []
     for ranks in args.ranks:
@@ -51,6 +53,8 @@ def rows_of(args, name):
             logits, command = logits_after(args.program, model, case["prompt_ids"], ranks, args.device)
         except RuntimeError as why:
             print(f"{label}: {why}")
+            if "can be cut into" in str(why):
+                continue
             found.append(row(label, math.inf, "<= 0", "", ""))
             continue
         difference = max(abs(a - b) for a, b in zip(logits, wanted, strict=True))
