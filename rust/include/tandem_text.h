@@ -42,6 +42,17 @@ bool tandem_tokenizer_decode(const tandem_tokenizer* tokenizer, const uint32_t* 
 bool tandem_tokenizer_id_of(const tandem_tokenizer* tokenizer, const char* token, size_t size, uint32_t* id);
 size_t tandem_tokenizer_vocab_size(const tandem_tokenizer* tokenizer);
 
+/* Training one: byte-level BPE over the texts given so far. */
+typedef struct tandem_trainer tandem_trainer;
+tandem_trainer* tandem_trainer_new(size_t vocabulary);
+void tandem_trainer_free(tandem_trainer* trainer);
+/* A token of its own, with the next id from 0 on; special ones are left out of decoded text. */
+bool tandem_trainer_add_token(tandem_trainer* trainer, const char* token, size_t size, bool special,
+                              tandem_string* text);
+bool tandem_trainer_add_text(tandem_trainer* trainer, const char* input, size_t size, tandem_string* text);
+/* The tokenizer.json. */
+bool tandem_trainer_finish(tandem_trainer* trainer, tandem_string* text);
+
 /* Decoding one id at a time. A stream keeps its tokenizer alive. */
 typedef struct tandem_token_stream tandem_token_stream;
 tandem_token_stream* tandem_token_stream_new(const tandem_tokenizer* tokenizer, bool skip_special);

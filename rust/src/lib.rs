@@ -7,3 +7,4 @@ mod stream;
 mod template;
 mod tojson;
 mod tokenizer;
+mod train;

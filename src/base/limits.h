@@ -52,6 +52,8 @@ inline constexpr std::size_t stripe_window_bytes = 64u << 20;  // what a reducti
 inline constexpr std::size_t socket_call_bytes = 1u << 30;     // macOS takes no more than 2 GB a call
 inline constexpr milliseconds train_collective{120'000};       // in a step of training, whose ranks meet once
 inline constexpr int splits_of_a_group = 16;
+inline constexpr std::uint64_t training_graph_bytes =
+    400'000'000;  // of operations that a GPU is given at once
 inline constexpr std::size_t broadcast_bytes = 64u << 20;
 inline constexpr milliseconds idle_step{5'000};  // an idle rank 0 sends an empty step this often
 

@@ -43,6 +43,7 @@ int run_program(int argc, char** argv) {
   tandem::cli::add_rm(program);
   tandem::cli::add_quantize(program, exit_code);
   tandem::cli::add_train(program, exit_code);
+  tandem::cli::add_tokenizer(program);
   tandem::cli::add_fuse(program, exit_code);
   tandem::cli::add_logits(program);
   tandem::cli::add_perplexity(program);

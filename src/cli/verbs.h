@@ -16,6 +16,7 @@ void add_rm(CLI::App& program);
 void add_quantize(CLI::App& program, int& exit_code);
 void add_fuse(CLI::App& program, int& exit_code);
 void add_train(CLI::App& program, int& exit_code);
+void add_tokenizer(CLI::App& program);
 void add_logits(CLI::App& program);
 void add_perplexity(CLI::App& program);
 void add_bench(CLI::App& program);

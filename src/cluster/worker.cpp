@@ -45,7 +45,11 @@ mx::Device choose_device(const Start& start) {
   const std::string& name = start.device;
   if (start.ranks_on_host > 1 && name != "cpu")
     kernels::use_one_cuda_gpu(start.rank, hardware::nvidia_gpus());
-  kernels::use_large_cuda_graphs();
+  if (start.training.is_null()) {
+    kernels::use_large_cuda_graphs();
+  } else {
+    kernels::use_large_cuda_graphs(limits::training_graph_bytes);
+  }
   const bool gpu = mx::is_available(mx::Device::gpu);
   if (name == "gpu" && !gpu) {
     throw InputError("--device gpu: MLX finds no GPU on this machine; use --device cpu");

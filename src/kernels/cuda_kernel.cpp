@@ -60,9 +60,9 @@ void use_one_cuda_gpu(int rank, int gpus) {
   if (gpus > 1) ::setenv("CUDA_VISIBLE_DEVICES", std::to_string(rank % gpus).c_str(), /*overwrite=*/0);
 }
 
-void use_large_cuda_graphs() {
+void use_large_cuda_graphs(std::uint64_t bytes) {
   ::setenv("MLX_MAX_OPS_PER_BUFFER", "40", /*overwrite=*/0);
-  ::setenv("MLX_MAX_MB_PER_BUFFER", "100000", /*overwrite=*/0);
+  ::setenv("MLX_MAX_MB_PER_BUFFER", std::to_string(bytes / 1'000'000).c_str(), /*overwrite=*/0);
 }
 
 bool is_half(mx::Dtype dtype) { return dtype == mx::float16 || dtype == mx::bfloat16; }

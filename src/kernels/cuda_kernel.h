@@ -5,6 +5,7 @@
 #include <mlx/fast.h>
 #include <mlx/utils.h>
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -26,8 +27,9 @@ void use_mlx_kernels();
 void use_one_cuda_gpu(int rank, int gpus);
 
 // Larger CUDA graphs than MLX's own choice, which ends one after a few matrices: before the first operation
-// on a GPU. What the environment says of them stands.
-void use_large_cuda_graphs();
+// on a GPU. What the environment says of them stands. A graph holds what its operations take until all are
+// done; where that is not little, as in training, `bytes` end it.
+void use_large_cuda_graphs(std::uint64_t bytes = 100'000'000'000);
 
 bool is_half(mlx::core::Dtype dtype);  // float16 or bfloat16
 

@@ -152,7 +152,7 @@ std::optional<Routes> route_on_cuda(const mx::array& logits, const std::optional
                                     const Routing& r, mx::Stream s) {
   const int rows = logits.shape(0);
   const bool fits = is_cuda(s) && rows > 0 && logits.dtype() == mx::float32 && r.experts <= most_experts &&
-                    r.groups <= warp && r.chosen <= warp && !has_gradient({logits});
+                    r.groups <= warp && r.chosen <= warp;
   if (!fits) return std::nullopt;
   std::vector<mx::array> inputs{logits};
   if (bias) inputs.push_back(mx::astype(*bias, mx::float32, s));

@@ -11,7 +11,7 @@
 namespace tandem::kernels {
 
 // As route(). None where it is not for this kernel: no CUDA GPU, logits of another dtype than float32, more
-// than 1024 experts, 32 groups or 32 chosen, or where a gradient is asked for.
+// than 1024 experts, 32 groups or 32 chosen. It has no gradient.
 std::optional<Routes> route_on_cuda(const mlx::core::array& logits,
                                     const std::optional<mlx::core::array>& bias, const Routing& routing,
                                     mlx::core::Stream s);

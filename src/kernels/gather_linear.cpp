@@ -1,6 +1,7 @@
 #include "kernels/gather_linear.h"
 
 #include <mlx/ops.h>
+#include <mlx/transforms.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -145,6 +146,40 @@ class GatherTransposed : public CpuPrimitive {
   Packed packed_;
 };
 
+// Inputs: y's gradient [T, k, out], x as Call has it, ids. Output: of each expert the sum over its rows of
+// the gradient times x, [E, out, in].
+class GatherOuter : public CpuPrimitive {
+ public:
+  using CpuPrimitive::CpuPrimitive;
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    const mx::array &dy = inputs[0], &x = inputs[1], &ids = inputs[2];
+    const Call call{x.data<float>(), ids.data<std::int32_t>(),
+                    nullptr,         static_cast<std::int64_t>(ids.size()),
+                    ids.shape(1),    x.ndim() == 2,
+                    x.shape(-1),     dy.shape(2)};
+    return [call, dy = dy.data<float>(), to = result_of(outputs[0]), experts = outputs[0].shape(0)] {
+      std::fill_n(to, experts * call.out * call.in, 0.0F);
+      const Sorted sorted = sort_by_expert(call.ids, call.pairs, experts);
+      std::vector<float> left, right;  // [out, rows] and [in, rows] of an expert
+      for (const Share& share : sorted.shares) {
+        left.resize(call.out * share.count);
+        right.resize(call.in * share.count);
+        parallel(share.count, [&](std::int64_t i) {
+          const std::int64_t pair = sorted.pairs[share.first + i];
+          const float *d = dy + pair * call.out, *row = call.row_of(pair);
+          for (std::int64_t j = 0; j < call.out; ++j) left[j * share.count + i] = d[j];
+          for (std::int64_t j = 0; j < call.in; ++j) right[j * share.count + i] = row[j];
+        });
+        PreparedRows prepared(left.data(), call.out);
+        multiply(dense_operand(dense_format(mx::float32), call.in, share.count, right.data()), prepared,
+                 to + share.expert * call.out * call.in);
+      }
+    };
+  }
+  const char* name() const override { return "TandemGatherOuter"; }
+};
+
 // rows [..., 1, in], of which each takes the expert of its id. MLX is not told of sorted ids: with that flag,
 // gather_mm of 0.32.4 gives wrong rows on CUDA.
 mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::array& ids, mx::Stream s) {
@@ -159,11 +194,7 @@ mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::
 
 // x [T, in] or [T, k, in]. Where an expert has several rows they are brought side by side, so that caches
 // serve them.
-mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
-  if (is_cuda(s)) {
-    if (auto y = gather_on_cuda(x, e, ids, s)) return *y;
-    if (e.affine) return gather_by_mlx(x, dequantised(e, s), ids, s);
-  }
+mx::array sorted_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
   constexpr int pairs_worth_sorting = 64;
   const int pairs = static_cast<int>(ids.size()), choices = ids.shape(1);
   if (pairs < pairs_worth_sorting) {
@@ -178,6 +209,50 @@ mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& i
       mx::squeeze(gather_rows_by_mlx(mx::expand_dims(rows, 1, s), e, mx::take(flat, order, 0, s), s), 1, s);
   const mx::array back = mx::take(y, mx::argsort(order, s), 0, s);
   return mx::reshape(back, {ids.shape(0), choices, y.shape(1)}, s);
+}
+
+// By the weight [E, out, in], as gather_linear() has it for a GPU: an expert after the other, of all rows
+// those that are not its own being 0.
+mx::array outer_by_mlx(const mx::array& dy, const mx::array& x, const mx::array& ids, int experts,
+                       mx::Stream s) {
+  const int pairs = static_cast<int>(ids.size()), choices = ids.shape(1);
+  const mx::array left = mx::reshape(dy, {pairs, dy.shape(2)}, s);
+  const mx::array right =
+      x.ndim() == 2 ? mx::repeat(x, choices, 0, s) : mx::reshape(x, {pairs, x.shape(2)}, s);
+  const mx::array flat = mx::reshape(ids, {pairs, 1}, s);
+  std::vector<mx::array> found;
+  for (int e = 0; e < experts; ++e) {
+    const mx::array own = mx::where(mx::equal(flat, mx::array(e), s), left, mx::array(0, left.dtype()), s);
+    found.push_back(mx::matmul(mx::transpose(own, s), right, s));
+  }
+  return mx::stack(found, 0, s);
+}
+
+// MLX's own gradient of gather_mm ends in an error on CUDA in 0.32.4, and takes each row's outer product.
+mx::array gather_with_gradient(const mx::array& x, const mx::array& weight, const mx::array& ids,
+                               mx::Stream s) {
+  const auto forward = [ids, s](const std::vector<mx::array>& in) {
+    return std::vector{sorted_by_mlx(in[0], {in[1], std::nullopt, {}}, ids, s)};
+  };
+  const auto backward = [ids, s](const std::vector<mx::array>& in, const std::vector<mx::array>& cotangents,
+                                 const std::vector<mx::array>&) {
+    const mx::array &x = in[0], &weight = in[1];
+    const mx::array dy = mx::astype(cotangents[0], weight.dtype(), s);
+    const mx::array by_pair = sorted_by_mlx(dy, {mx::swapaxes(weight, 1, 2, s), std::nullopt, {}}, ids, s);
+    const mx::array by_x = x.ndim() == 2 ? mx::sum(by_pair, 1, false, s) : by_pair;
+    const mx::array by_weight = outer_by_mlx(dy, mx::astype(x, weight.dtype(), s), ids, weight.shape(0), s);
+    return std::vector{mx::astype(by_x, x.dtype(), s), by_weight};
+  };
+  return mx::custom_vjp(forward, backward)({x, weight}).front();
+}
+
+mx::array gather_by_mlx(const mx::array& x, const Experts& e, const mx::array& ids, mx::Stream s) {
+  if (is_cuda(s)) {
+    if (auto y = gather_on_cuda(x, e, ids, s)) return *y;
+    if (e.affine) return gather_by_mlx(x, dequantised(e, s), ids, s);
+    if (has_gradient({x, *e.weight})) return gather_with_gradient(x, *e.weight, ids, s);
+  }
+  return sorted_by_mlx(x, e, ids, s);
 }
 
 // Inputs: x, ids, and the weight where the experts are not packed.
@@ -206,23 +281,24 @@ class GatherLinear : public CpuPrimitive {
                              const std::vector<int>& argnums, const std::vector<mx::array>&) override {
     const mx::Stream s = stream();
     const mx::array& ids = primals[1];
-    std::vector<mx::array> both;  // by x and by the weight
-    if (packed_.empty()) {
-      const auto reference = [&](const std::vector<mx::array>& in) {
-        const Experts floats{mx::astype(in[1], mx::float32, s), std::nullopt, {}};
-        return std::vector{gather_by_mlx(in[0], floats, ids, s)};
-      };
-      both = mx::vjp(reference, {primals[0], primals[2]}, cotangents).second;
-    } else {
-      const int rows = ids.shape(0), choices = ids.shape(1);
-      const mx::array dy = mx::reshape(as_float_rows(cotangents[0], s), {rows, choices, -1}, s);
-      const mx::array by_pair({rows, choices, static_cast<int>(packed_.front()->shape().in)}, mx::float32,
-                              std::make_shared<GatherTransposed>(s, packed_), {row_major(dy, s), ids});
-      both = {shares_rows_ ? mx::sum(by_pair, 1, false, s) : mx::reshape(by_pair, primals[0].shape(), s)};
-    }
+    const int rows = ids.shape(0), choices = ids.shape(1);
+    const mx::array dy = mx::reshape(as_float_rows(cotangents[0], s), {rows, choices, -1}, s);
+    const auto by_x = [&] {
+      const mx::array by_pair =
+          packed_.empty()
+              ? gather_linear(dy, {mx::swapaxes(primals[2], 1, 2, s), std::nullopt, {}}, ids, s)
+              : mx::array({rows, choices, static_cast<int>(packed_.front()->shape().in)}, mx::float32,
+                          std::make_shared<GatherTransposed>(s, packed_), {row_major(dy, s), ids});
+      return shares_rows_ ? mx::sum(by_pair, 1, false, s) : mx::reshape(by_pair, primals[0].shape(), s);
+    };
+    const auto by_weight = [&] {
+      const mx::array sums(primals[2].shape(), mx::float32, std::make_shared<GatherOuter>(s),
+                           {row_major(dy, s), row_major(primals[0], s), ids});
+      return mx::astype(sums, primals[2].dtype(), s);
+    };
     std::vector<mx::array> wanted;
     for (const int argnum : argnums) {
-      wanted.push_back(argnum == 0 ? both[0] : argnum == 1 ? mx::zeros_like(ids, s) : both[1]);
+      wanted.push_back(argnum == 0 ? by_x() : argnum == 1 ? mx::zeros_like(ids, s) : by_weight());
     }
     return wanted;
   }

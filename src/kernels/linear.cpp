@@ -10,6 +10,7 @@
 #include "kernels/cpu_primitive.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/cuda_products.h"
+#include "kernels/pointwise.h"
 #include "kernels/products.h"
 
 namespace tandem::kernels {
@@ -135,14 +136,10 @@ bool are_joined(const std::vector<Matrix>& matrices) {
 std::vector<mx::array> linear_of_joined(const mx::array& x, const std::vector<Matrix>& matrices,
                                         mx::Stream s) {
   const mx::array y = linear_by_mlx(x, *matrices.front().whole, s);
-  mx::Shape begin(y.ndim(), 0), end = y.shape();
-  std::vector<mx::array> results;
-  for (const auto& matrix : matrices) {
-    begin.back() = matrix.first_row;
-    end.back() = matrix.first_row + matrix.out();
-    results.push_back(mx::slice(y, begin, end, s));
-  }
-  return results;
+  mx::Shape ends;
+  for (const auto& matrix : matrices) ends.push_back(matrix.first_row + matrix.out());
+  ends.pop_back();
+  return mx::split(y, ends, -1, s);
 }
 
 }  // namespace
@@ -179,6 +176,18 @@ std::vector<mx::array> linear(const mx::array& x, const std::vector<Matrix>& mat
 
 mx::array linear(const mx::array& x, const Matrix& matrix, mx::StreamOrDevice s) {
   return linear(x, std::vector<Matrix>{matrix}, s).front();
+}
+
+mx::array add_linear(const mx::array& y, const mx::array& x, const Matrix& matrix, float scale,
+                     mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (stream.device == mx::Device::gpu && !matrix.affine) {
+    return mx::addmm(y, mx::astype(x, y.dtype(), stream),
+                     mx::transpose(mx::astype(*matrix.weight, y.dtype(), stream), stream), scale, 1.0F,
+                     stream);
+  }
+  return kernels::add(y, linear(mx::multiply(x, mx::array(scale, x.dtype()), stream), matrix, stream),
+                      stream);
 }
 
 }  // namespace tandem::kernels

@@ -21,4 +21,8 @@ std::vector<mlx::core::array> linear(const mlx::core::array& x, const std::vecto
                                      mlx::core::StreamOrDevice s = {});
 mlx::core::array linear(const mlx::core::array& x, const Matrix& matrix, mlx::core::StreamOrDevice s = {});
 
+// y [T, out] + scale · x [T, in] · Wᵀ, with the gradients of both, on a GPU stream in y's dtype.
+mlx::core::array add_linear(const mlx::core::array& y, const mlx::core::array& x, const Matrix& matrix,
+                            float scale, mlx::core::StreamOrDevice s = {});
+
 }  // namespace tandem::kernels

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cpu_primitive.h"
+#include "kernels/cuda_kernel.h"
 #include "kernels/cuda_routing.h"
 #include "kernels/threads.h"
 
@@ -81,13 +82,16 @@ class Choice {
   std::vector<float> scores_, ranked_;
 };
 
-// Inputs: logits, and perhaps the bias. Outputs: ids of all experts, weights.
-std::vector<mx::array> choose_by_mlx(const std::vector<mx::array>& in, const Routing& r, mx::Stream s) {
-  const mx::array logits = mx::astype(in[0], mx::float32, s);
-  const mx::array scores = r.score == Routing::Score::sigmoid ? mx::sigmoid(logits, s)
-                                                              : mx::softmax(logits, -1, /*precise=*/true, s);
-  mx::array ranked = in.size() > 1 ? mx::add(scores, mx::astype(in[1], mx::float32, s), s) : scores;
-  const int rows = logits.shape(0);
+mx::array scores_of(const mx::array& logits, const Routing& r, mx::Stream s) {
+  const mx::array exact = mx::astype(logits, mx::float32, s);
+  return r.score == Routing::Score::sigmoid ? mx::sigmoid(exact, s)
+                                            : mx::softmax(exact, -1, /*precise=*/true, s);
+}
+
+mx::array ids_by_mlx(const mx::array& scores, const std::optional<mx::array>& bias, const Routing& r,
+                     mx::Stream s) {
+  mx::array ranked = bias ? mx::add(scores, mx::astype(*bias, mx::float32, s), s) : scores;
+  const int rows = scores.shape(0);
   if (r.groups > r.chosen_groups) {
     const mx::array groups = mx::reshape(ranked, {rows, r.groups, r.experts / r.groups}, s);
     const mx::array of_group = r.group_score == Routing::GroupScore::best
@@ -100,18 +104,33 @@ std::vector<mx::array> choose_by_mlx(const std::vector<mx::array>& in, const Rou
                          {rows, r.experts}, s);
   }
   const mx::array best = mx::argsort(mx::negative(ranked, s), -1, s);
-  const mx::array ids = mx::stop_gradient(mx::slice(best, {0, 0}, {rows, r.chosen}, s), s);
+  return mx::astype(mx::slice(best, {0, 0}, {rows, r.chosen}, s), mx::int32, s);
+}
+
+// Outputs: ids of all experts, weights.
+std::vector<mx::array> choose_by_mlx(const mx::array& logits, const std::optional<mx::array>& bias,
+                                     const Routing& r, mx::Stream s) {
+  const mx::array scores = scores_of(logits, r, s);
+  // The choice has no gradient, so it may be the kernel's that has none.
+  Routing all = r;
+  all.first_held = 0;
+  all.end_held = r.experts;
+  const auto chosen = route_on_cuda(mx::stop_gradient(logits, s), bias, all, s);
+  const mx::array ids = chosen ? chosen->ids : ids_by_mlx(mx::stop_gradient(scores, s), bias, r, s);
   mx::array weights = mx::take_along_axis(scores, ids, -1, s);
   if (r.normalised)
     weights = mx::divide(weights, mx::add(mx::sum(weights, -1, true, s), mx::array(least_sum), s), s);
-  return {mx::astype(ids, mx::int32, s), mx::multiply(weights, mx::array(r.scale), s)};
+  return {ids, mx::multiply(weights, mx::array(r.scale), s)};
 }
 
 class Route : public ReferencedPrimitive {
  public:
   Route(mx::Stream stream, const Routing& routing)
       : ReferencedPrimitive(stream,
-                            [routing, stream](const auto& in) { return choose_by_mlx(in, routing, stream); }),
+                            [routing, stream](const auto& in) {
+                              const auto bias = in.size() > 1 ? std::optional(in[1]) : std::nullopt;
+                              return choose_by_mlx(in[0], bias, routing, stream);
+                            }),
         routing_(routing) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
@@ -172,10 +191,10 @@ Routes route(const mx::array& logits, const std::optional<mx::array>& bias, cons
       (bias && bias->shape() != mx::Shape{routing.experts}))
     throw std::invalid_argument("route: logits and bias are not one for each expert");
   if (stream.device == mx::Device::gpu) {
-    if (auto routes = route_on_cuda(logits, bias, routing, stream)) return *routes;
-    std::vector<mx::array> in{logits};
-    if (bias) in.push_back(*bias);
-    const auto all = choose_by_mlx(in, routing, stream);
+    if (!has_gradient({logits})) {
+      if (auto routes = route_on_cuda(logits, bias, routing, stream)) return *routes;
+    }
+    const auto all = choose_by_mlx(logits, bias, routing, stream);
     if (routing.first_held == 0 && routing.end_held == routing.experts) return {all[0], all[1]};
     const mx::array local = mx::subtract(all[0], mx::array(routing.first_held), stream);
     const mx::array held =

@@ -14,10 +14,10 @@ namespace {
 
 namespace mx = mlx::core;
 
-// scale · x · downᵀ · upᵀ.
-mx::array adapted(const mx::array& x, const Adapter& adapter) {
+// y + scale · x · downᵀ · upᵀ.
+mx::array adapted(const mx::array& y, const mx::array& x, const Adapter& adapter) {
   const mx::array low = kernels::linear(x, adapter.down);  // [T, rank]
-  return kernels::linear(mx::multiply(low, mx::array(adapter.scale, low.dtype())), adapter.up);
+  return kernels::add_linear(y, low, adapter.up, adapter.scale);
 }
 
 mx::array with_bias(const mx::array& y, const ShardedLinear& w) {
@@ -35,7 +35,7 @@ std::vector<mx::array> products(const mx::array& x, const std::vector<const Shar
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const ShardedLinear& w = *matrices[i];
     if (w.reduce == parallel::Reduce::none) parts[i] = with_bias(parts[i], w);
-    if (w.adapter) parts[i] = kernels::add(parts[i], adapted(x, *w.adapter));
+    if (w.adapter) parts[i] = adapted(parts[i], x, *w.adapter);
   }
   return parts;
 }

@@ -81,10 +81,9 @@ Sequence TextReader::sequence_of(const ordered_json& line) const {
   return of_text(string_at(line, "text"));
 }
 
-std::vector<Sequence> TextReader::read(const std::filesystem::path& file) {
+void for_each_line(const std::filesystem::path& file, const std::function<void(const ordered_json&)>& take) {
   std::ifstream lines(file);
   if (!lines) throw InputError(fmt::format("{} cannot be read: {}", file.string(), std::strerror(errno)));
-  std::vector<Sequence> sequences;
   std::string line;
   for (int number = 1; std::getline(lines, line); ++number) {
     if (line.find_first_not_of(" \t\r") == line.npos) continue;
@@ -92,19 +91,38 @@ std::vector<Sequence> TextReader::read(const std::filesystem::path& file) {
       return InputError(fmt::format("{}, line {}: {}", file.string(), number, why));
     };
     try {
-      sequences.push_back(sequence_of(ordered_json::parse(line)));
+      take(ordered_json::parse(line));
     } catch (const nlohmann::json::exception& error) {
       throw wrong(error.what());
     } catch (const InputError& error) {
       throw wrong(error.what());
     }
+  }
+}
+
+std::vector<std::string> spoken_texts(const ordered_json& line) {
+  if (!line.is_object()) throw InputError("it is no JSON object");
+  std::vector<std::string> texts;
+  for (const char* key : {"prompt", "completion", "text"})
+    if (line.contains(key)) texts.push_back(string_at(line, key));
+  if (line.contains("messages")) {
+    for (const auto& message : line["messages"])
+      if (message.is_object() && message.contains("content")) texts.push_back(string_at(message, "content"));
+  }
+  return texts;
+}
+
+std::vector<Sequence> TextReader::read(const std::filesystem::path& file) {
+  std::vector<Sequence> sequences;
+  for_each_line(file, [&](const ordered_json& line) {
+    sequences.push_back(sequence_of(line));
     auto& ids = sequences.back().ids;
     if (static_cast<int>(ids.size()) > options_.longest) {
       ids.resize(static_cast<std::size_t>(options_.longest));
       ++cut_;
     }
     if (scored_tokens({sequences.back()}) == 0) sequences.pop_back();
-  }
+  });
   if (sequences.empty()) throw InputError(fmt::format("{} has no text to train on", file.string()));
   return sequences;
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +14,14 @@
 #include "train/loss.h"
 
 namespace tandem::train {
+
+// Calls `take` with the JSON of each line that is not empty. InputError names the file and the line where
+// that is no JSON, or `take` throws one.
+void for_each_line(const std::filesystem::path& file,
+                   const std::function<void(const nlohmann::ordered_json&)>& take);
+
+// What people and models say in a line, and "text".
+std::vector<std::string> spoken_texts(const nlohmann::ordered_json& line);
 
 struct TextOptions {
   std::vector<int> end_ids;  // a "text" ends with the first of these

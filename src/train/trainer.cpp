@@ -18,10 +18,10 @@ Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const Traine
       ranks_(std::move(ranks)),
       options_(options),
       optimizer_(options.optimizer),
-      loss_scale_{options.loss_scale, 0},
-      // A group takes one collective at a time: those of a shared model are on the default stream.
-      link_(ranks_.stage.group.size() == 1 ? mx::new_stream(mx::Device::cpu)
-                                           : mx::default_stream(mx::Device::cpu)) {
+      loss_scale_{options.loss_scale, 0} {
+  // A group takes one collective at a time: those of a shared model are on the default stream.
+  if (ranks_.stage.group.size() == 1 && mx::default_device() == mx::Device::cpu)
+    link_ = mx::new_stream(mx::Device::cpu);
   if (ranks_.place.stages > 1)
     pipeline_.emplace(ranks_.world, ranks_.place, ranks_.stage, trainable_->hidden(), options.recompute);
 }

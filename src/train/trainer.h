@@ -80,7 +80,8 @@ class Trainer {
   Optimizer optimizer_;
   LossScale loss_scale_;
   std::optional<Pipeline> pipeline_;  // where there are stages
-  mlx::core::Stream link_;  // of the sums over the ranks of `data`, which go on while the backward computes
+  // Of the sums over the ranks of `data`, which go on while the backward computes; none: the group's own.
+  mlx::core::StreamOrDevice link_;
 };
 
 }  // namespace tandem::train

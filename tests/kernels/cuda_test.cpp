@@ -9,6 +9,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/cuda_products.h"
+#include "kernels/gather_linear.h"
 #include "kernels/pointwise.h"
 #include "kernels/routing.h"
 
@@ -207,6 +208,28 @@ TEST_F(CudaTest, TokensChooseTheirExpertsAsOnTheCpu) {
       const mx::array x = normal({33, routing.chosen, 200}, mx::bfloat16);
       expect_close(weighted_sum(x, routes.weights, stream()),
                    weighted_sum(as_floats(x), routes.weights, mx::Device::cpu));
+    }
+  }
+}
+
+TEST_F(CudaTest, AMixtureHasItsGradientsAsOnTheCpu) {
+  const Routing routing{16, 4, 1, 1, Routing::Score::sigmoid, Routing::GroupScore::best, true, 1, 0, 16};
+  for (const int rows : {7, 150}) {
+    const auto loss = [&](mx::StreamOrDevice s) {
+      return [=](const std::vector<mx::array>& in) {
+        const Routes routes = route(mx::matmul(in[0], mx::transpose(in[1], s), s), std::nullopt, routing, s);
+        const mx::array inner = gather_linear(in[0], {in[2], std::nullopt, {}}, routes.ids, s);
+        const mx::array outer = gather_linear(inner, {in[3], std::nullopt, {}}, routes.ids, s);
+        return mx::sum(mx::square(weighted_sum(outer, routes.weights, s), s), s);
+      };
+    };
+    const std::vector<mx::array> in{normal({rows, 24}, mx::float32), normal({16, 24}, mx::float32),
+                                    normal({16, 20, 24}, mx::float32), normal({16, 24, 20}, mx::float32)};
+    const auto gradients = mx::value_and_grad(loss(stream()), {0, 1, 2, 3})(in).second;
+    const auto expected = mx::value_and_grad(loss(mx::Device::cpu), {0, 1, 2, 3})(in).second;
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      EXPECT_LE(largest(mx::subtract(gradients[i], expected[i], stream())), 2e-3F * largest(expected[i]))
+          << rows << " rows, input " << i;
     }
   }
 }

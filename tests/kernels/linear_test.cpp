@@ -245,6 +245,23 @@ TEST_F(LinearTest, GradientsOfDenseAndPackedMatrices) {
   }
 }
 
+TEST_F(LinearTest, AddsAScaledProductWithItsGradients) {
+  const mx::array y = mx::random::normal({3, 5}), x = mx::random::normal({3, 8}),
+                  w = mx::random::normal({5, 8});
+  const auto ours = [](const std::vector<mx::array>& in) {
+    return mx::sum(mx::square(add_linear(in[0], in[1], dense(in[2]), 2.5F, mx::Device::cpu)));
+  };
+  const auto plain = [](const std::vector<mx::array>& in) {
+    const mx::array product = mx::matmul(in[1], mx::transpose(in[2]));
+    return mx::sum(mx::square(mx::add(in[0], mx::multiply(product, mx::array(2.5F)))));
+  };
+  auto [value, gradients] = mx::value_and_grad(ours, {0, 1, 2})({y, x, w});
+  auto [expected, wanted] = mx::value_and_grad(plain, {0, 1, 2})({y, x, w});
+  EXPECT_NEAR(value.item<float>() / expected.item<float>(), 1, 1e-5);
+  for (std::size_t i = 0; i < wanted.size(); ++i)
+    EXPECT_TRUE(mx::allclose(gradients[i], wanted[i], 1e-4, 1e-4).item<bool>()) << i;
+}
+
 #ifdef TANDEM_FASTEST_LOOPS
 TEST_F(LinearTest, TheProcessorIsTheOneThatThisBuildIsTestedOn) {
   EXPECT_STREQ(find_loops()->name, TANDEM_FASTEST_LOOPS);
