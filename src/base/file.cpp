@@ -44,7 +44,12 @@ std::optional<nlohmann::json> find_json_file(const std::filesystem::path& path) 
   if (!bytes) return std::nullopt;
   nlohmann::json object;
   try {
-    object = nlohmann::json::parse(*bytes);
+    // What is shown of a wrong value is written by recursion.
+    object = nlohmann::json::parse(*bytes, [&](int depth, auto, const auto&) {
+      if (depth <= limits::json_depth) return true;
+      throw InputError(fmt::format("{} is nested deeper than {}: it is no model's or plan's", path.string(),
+                                   limits::json_depth));
+    });
   } catch (const nlohmann::json::exception& error) {
     throw InputError(
         fmt::format("{} is no valid JSON (NaN and Infinity are none): {}", path.string(), error.what()));

@@ -98,6 +98,13 @@ void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
     const json done = conductor_->carry_out(
         {{"evaluate",
           {{"sequences", cluster::sequences_to_json({at(first), at(std::min(count, first + each))})}}}});
+    if (done["sum_nll"].is_null()) {
+      fmt::print(stderr,
+                 "step {}: the validation loss is not finite: the run has diverged; go on from an earlier "
+                 "result with a smaller --learning-rate\n",
+                 number - 1);
+      return;
+    }
     nll += done["sum_nll"].get<double>();
     tokens += done["tokens"].get<std::int64_t>();
   }

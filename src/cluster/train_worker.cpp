@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <chrono>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/limits.h"
@@ -28,6 +29,9 @@ mx::Dtype activations_of(const std::string& dtype, mx::Device device) {
   if (dtype == "auto") return device == mx::Device::gpu ? mx::bfloat16 : mx::float32;
   return dtype == "bfloat16" ? mx::bfloat16 : dtype == "float16" ? mx::float16 : mx::float32;
 }
+
+// JSON has neither NaN nor infinity.
+json finite_or_null(double value) { return std::isfinite(value) ? json(value) : json(); }
 
 // This rank's groups: those with which it shares matrices, and those with the same part of the other models.
 train::Ranks ranks_of(const TrainingPlace& here, int replicas, mx::Dtype activations) {
@@ -66,7 +70,7 @@ class TrainWork {
     if (order.contains("step")) return step(order["step"]);
     if (order.contains("evaluate")) {
       const auto result = trainer_.evaluate(sequences_from_json(order["evaluate"]["sequences"]));
-      return {{"sum_nll", result.sum_nll}, {"tokens", result.tokens}};
+      return {{"sum_nll", finite_or_null(result.sum_nll)}, {"tokens", result.tokens}};
     }
     if (order.contains("save")) {
       train::save_parameters(trainer_, file_of(order["save"]), order["save"]["dtype"]);
@@ -91,11 +95,9 @@ class TrainWork {
     const double link_start = parallel::link_use(world_).seconds;
     const auto result = trainer_.step(batches, order["learning_rate"].get<double>());
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-    // JSON has no NaN.
-    const auto number = [&](double value) { return result.skipped ? json() : json(value); };
-    return {{"sum_nll", number(result.sum_nll)},
+    return {{"sum_nll", finite_or_null(result.sum_nll)},
             {"tokens", result.tokens},
-            {"gradient_norm", number(result.gradient_norm)},
+            {"gradient_norm", finite_or_null(result.gradient_norm)},
             {"skipped", result.skipped},
             {"seconds", time.count()},
             {"link_s", parallel::link_use(world_).seconds - link_start},

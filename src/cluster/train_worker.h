@@ -29,7 +29,7 @@ struct TrainingPlace {
 // Loads this rank's part and carries rank 0's orders out, for ever. Orders, and what rank 0 answers:
 //   {"step": {"batches": [[[loss_from, id, …], …], …], "learning_rate"}}
 //       → {"sum_nll", "tokens", "gradient_norm", "skipped", "seconds", "link_s", "peak_bytes"}
-//   {"evaluate": {"sequences": [[loss_from, id, …], …]}} → {"sum_nll", "tokens"}
+//   {"evaluate": {"sequences": [[loss_from, id, …], …]}} → {"sum_nll", "tokens"}; null where it is not finite
 //   {"save": {"file", "dtype"}} → {"file"}: rank 0 writes all parameters
 //   {"keep": {"file"}}, {"restore": {"file"}} → {"file"}: rank 0 writes or reads what the next step depends
 //   on

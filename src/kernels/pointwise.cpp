@@ -278,6 +278,17 @@ bool has_heads(const mx::array& x, int head_dim) {
 
 // Each row as a sequence of one token, so that it has a position of its own.
 mx::array rotate_on_gpu(const mx::array& x, const Angles& angles, int head_dim, mx::Stream s) {
+  // For few dims MLX 0.32.4 asks CUDA for more threads along the rows than it allows.
+  constexpr int few_dims = 32, most_rows = 64;
+  if (angles.dims < few_dims && x.shape(0) > most_rows) {
+    Angles first = angles, rest = angles;
+    first.positions = mx::slice(angles.positions, {0}, {most_rows}, s);
+    rest.positions = mx::slice(angles.positions, {most_rows}, {x.shape(0)}, s);
+    return mx::concatenate(
+        {rotate_on_gpu(mx::slice(x, {0, 0}, {most_rows, x.shape(1)}, s), first, head_dim, s),
+         rotate_on_gpu(mx::slice(x, {most_rows, 0}, {x.shape(0), x.shape(1)}, s), rest, head_dim, s)},
+        0, s);
+  }
   const mx::array heads = mx::reshape(x, {x.shape(0), x.shape(1) / head_dim, 1, head_dim}, s);
   const mx::array y = mx::reshape(mx::fast::rope(heads, angles.dims, angles.pairs, std::nullopt, 1.0F,
                                                  angles.positions, angles.wavelengths, s),

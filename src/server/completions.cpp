@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/experimental/as_tuple.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <deque>
 #include <optional>
@@ -145,7 +147,11 @@ class AnswerWriter {
 
 asio::awaitable<void> complete(Exchange& exchange, CompletionRequest request, cluster::Conductor& conductor,
                                const ServedModel& model, std::shared_ptr<asio::io_context> context) {
-  auto generate = to_engine(request, model);
+  // A long text takes seconds to become tokens, in which others are served.
+  static asio::thread_pool tokenizing(1);
+  auto generate = co_await asio::co_spawn(
+      tokenizing, [&]() -> asio::awaitable<engine::GenerateRequest> { co_return to_engine(request, model); },
+      asio::use_awaitable);
   check_length(generate, request, conductor.capacity().context);
   const auto inbox = std::make_shared<Inbox>(std::move(context));
   const auto id = conductor.submit(

@@ -329,6 +329,33 @@ def test_splits_that_training_has_not_are_refused(tmp_path):
         assert done.returncode == 2 and why in done.stderr, done.stderr.decode()
 
 
+def test_a_diverged_run_says_so(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    write_data(data, QUESTIONS[:4], "valid.jsonl")
+    done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", tmp_path / "out", "--iters", 3, "--steps-per-eval", 1,
+                      "--learning-rate", 1e30, "--device", "cpu", "--json")
+    assert done.returncode == 0 and b"has diverged" in done.stderr, done.stderr.decode()
+    assert json.loads(done.stdout)["skipped_steps"] == 2 and b"json.exception" not in done.stderr
+
+
+def test_a_tokenizer_of_its_own(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS + [{"text": "Once upon a time there was a cat. 你好，世界！"}] * 3)
+    done = run_tandem("tokenizer", "train", data, tmp_path / "model", "--vocab-size", 512)
+    assert done.returncode == 0, done.stderr.decode()
+    tokenizer = json.loads((tmp_path / "model/tokenizer.json").read_text())
+    special = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
+    assert {"<|begin_of_sentence|>", "<|end_of_sentence|>", "<|User|>", "<|Assistant|>"} <= special and "<think>" not in special
+    config = json.loads((ROOT / "tests/golden/deepseek-v3-no-q-lora/config.json").read_text()) | {"vocab_size": 512}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    done = run_tandem("train", tmp_path / "model", "--init", "--method", "full", "--data", data, "--out", tmp_path / "out",
+                      "--iters", 40, "--learning-rate", 3e-3, "--device", "cpu")
+    assert done.returncode == 0, done.stderr.decode()
+    answer = run_tandem("run", tmp_path / "out", "What is 12 + 5?", "--max-tokens", 8, "--device", "cpu")
+    assert answer.returncode == 0 and b"It is" in answer.stdout, answer.stdout
+    again = run_tandem("tokenizer", "train", data, tmp_path / "model")
+    assert again.returncode == 2 and b"tokenizer.json already" in again.stderr
+
+
 def write_ids(folder):
     file = folder / "ids.txt"
     file.write_text("5 6 7 8")
