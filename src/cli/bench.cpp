@@ -220,6 +220,7 @@ void add_bench(CLI::App& program) {
       ->check(CLI::IsMember({"lora", "full"}));
   add_training_flags(*verb, flags->parallel, flags->training);
   verb->add_flag("--json", flags->json, "One JSON object with every figure");
+  add_request_flags(*verb, flags->cluster);
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags] { run(*flags); });
 }

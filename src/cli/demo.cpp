@@ -55,6 +55,7 @@ void add_demo(CLI::App& program, int& exit_code) {
   auto flags = std::make_shared<DemoFlags>();
   verb->add_flag("--serve", flags->serve, "Serve it over HTTP instead");
   add_server_flags(*verb, flags->server);
+  add_request_flags(*verb, flags->cluster);
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags, &exit_code] { exit_code = run(*flags); });
 }

@@ -45,6 +45,7 @@ void add_logits(CLI::App& program) {
   verb->add_option("--ids-file", flags->ids_file, "A file of token ids, separated by commas or white space");
   verb->add_option("--positions", flags->positions, "Only these positions: 0,2 [all]")->delimiter(',');
   flags->cluster.activations = "float32";  // this verb measures the weights
+  add_request_flags(*verb, flags->cluster);
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags] { run(*flags); });
 }

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "cli/environment.h"
+#include "cli/help.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "cluster/worker.h"
@@ -33,6 +34,8 @@ int run_program(int argc, char** argv) {
   CLI::App program(
       "One workstation out of several machines: runs and trains language models split over them.", "tandem");
   program.set_version_flag("--version", std::string("tandem ") + TANDEM_VERSION);
+  program.formatter(tandem::cli::help_formatter());
+  program.group("Verbs");  // the verbs inherit it
   program.require_subcommand(1);
   int exit_code = 0;
   tandem::cli::add_demo(program, exit_code);
@@ -51,7 +54,7 @@ int run_program(int argc, char** argv) {
   program.footer(
       "`tandem VERB --help` tells a verb's options. Results go to stdout, all else to stderr.\n"
       "Exit codes: 0 done, 1 a worker, a link or a download was lost, 2 wrong input, 130 stopped by Ctrl-C.");
-  // CLI11 would only say that a verb is missing.
+  // CLI11 would only say that a subcommand is missing.
   const auto verbs = program.get_subcommands([](const CLI::App*) { return true; });
   const auto named = [&](const CLI::App* verb) { return verb->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && std::none_of(verbs.begin(), verbs.end(), named)) {
@@ -60,7 +63,11 @@ int run_program(int argc, char** argv) {
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return program.exit(error) == 0 ? 0 : exit_input;
+    if (error.get_exit_code() == 0) return program.exit(error);  // --help, --version
+    const auto given = program.get_subcommands();
+    if (given.empty()) throw tandem::InputError("give a verb; tandem --help lists them");
+    throw tandem::InputError(
+        fmt::format("{}; tandem {} --help tells more", error.what(), given.front()->get_name()));
   }
   return exit_code;
 }

@@ -67,6 +67,7 @@ void add_perplexity(CLI::App& program) {
   verb->add_option("--window", flags->window, "Tokens that the model sees at a time [its context]")
       ->check(CLI::Range(2, 1 << 24));
   flags->cluster.activations = "float32";  // this verb measures the weights
+  add_request_flags(*verb, flags->cluster);
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags] { run(*flags); });
 }

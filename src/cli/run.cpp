@@ -99,6 +99,7 @@ void add_run(CLI::App& program, int& exit_code) {
   verb->add_flag("--raw", flags->raw, "Continue the prompt as it stands, without the chat template");
   verb->add_flag("--json", flags->json, "One JSON object with text, ids, speed and memory");
   add_sampling_flags(*verb, flags->sampling);
+  add_request_flags(*verb, flags->cluster);
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags, &exit_code] { exit_code = run(*flags); });
 }

@@ -1,5 +1,7 @@
 #include "cli/sampling_flags.h"
 
+#include "cli/help.h"
+
 namespace tandem::cli {
 
 engine::Sampling SamplingFlags::sampling(const server::ServedModel& model) const {
@@ -14,7 +16,7 @@ engine::Sampling SamplingFlags::sampling(const server::ServedModel& model) const
 
 void add_sampling_flags(CLI::App& verb, SamplingFlags& flags) {
   verb.add_option("--max-tokens", flags.max_tokens, "Longest answer, tokens [what the context allows]")
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   verb.add_option("--temperature", flags.temperature,
                   "0 takes the most likely token [the model's advice, else 0]");
   verb.add_option("--top-p", flags.top_p,

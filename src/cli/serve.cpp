@@ -46,6 +46,7 @@ void add_serve(CLI::App& program, int& exit_code) {
   verb->add_option("MODEL", flags->model, "A folder, or a name in the local Hugging Face cache (org/model)")
       ->required();
   add_server_flags(*verb, flags->server);
+  add_request_flags(*verb, flags->cluster);
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([flags, &exit_code] { exit_code = run(*flags); });
 }

@@ -9,8 +9,10 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "cli/environment.h"
+#include "cli/help.h"
 #include "cli/loading_display.h"
 #include "cli/pin.h"
+#include "cli/size.h"
 #include "cli/terminal.h"
 #include "models/families.h"
 #include "parallel/shard.h"
@@ -42,6 +44,7 @@ std::string range(parallel::Range part) { return fmt::format("{}-{}", part.begin
 }  // namespace
 
 void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
+  verb.option_defaults()->group(cluster_group);
   verb.add_option(
           "--ranks", flags.ranks,
           fmt::format("Workers on this machine, each with its share of the model [{}]", flags.default_ranks))
@@ -72,19 +75,6 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
                   "On CPU: auto rounds them to int8 for quantised weights and to bfloat16 for bfloat16 ones")
       ->check(CLI::IsMember({"auto", "float32"}))
       ->capture_default_str();
-  verb.add_option(
-          "--context", flags.context.tokens,
-          "Longest context of a request, tokens of prompt and answer [the model's, or what memory allows]")
-      ->check(CLI::PositiveNumber);
-  verb.add_option("--kv-memory", flags.context.kv_bytes,
-                  "Most memory for keys and values on each rank, as 8GB [what is free, but for a margin]")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
-  verb.add_option(
-          "--kv-bits", flags.kv_bits,
-          "Of cached keys and values: 16 holds them as computed (float32 on CPU); 8 takes 9/16 of that "
-          "memory on GPU, 17/64 on CPU")
-      ->check(CLI::IsMember({8, 16}))
-      ->capture_default_str();
   verb.add_flag("--cache-shards", flags.cache_shards,
                 "A machine that lacks the model keeps the weights that another one sends it, in "
                 "~/.cache/tandem/shards, and reads them there next time");
@@ -94,11 +84,29 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
   verb.add_option("--pin", flags.pin,
                   "The core, or cores, of each rank on this machine: 0,1 or 0-3,4-7 (Linux)")
       ->delimiter(',');
-  verb.add_option("--adapter", flags.adapter,
-                  "A folder with low-rank adapters, as tandem train and mlx-lm write them, on every machine");
   verb.add_option("--remote-program", flags.remote_program, "tandem on the other machines")
       ->capture_default_str();
   verb.add_flag("-v,--verbose", flags.verbose, "Log more to stderr");
+  verb.option_defaults()->group("Options");
+}
+
+void add_request_flags(CLI::App& verb, ClusterFlags& flags) {
+  verb.add_option(
+          "--context", flags.context.tokens,
+          "Longest context of a request, tokens of prompt and answer [the model's, or what memory allows]")
+      ->check(at_least(1));
+  verb.add_option_function<std::string>(
+      "--kv-memory",
+      [&flags](const std::string& text) { flags.context.kv_bytes = parse_size(text, "--kv-memory"); },
+      "Most memory for keys and values on each rank, as 8GB [what is free, but for a margin]");
+  verb.add_option(
+          "--kv-bits", flags.kv_bits,
+          "Of cached keys and values: 16 holds them as computed (float32 on CPU); 8 takes 9/16 of that "
+          "memory on GPU, 17/64 on CPU")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str();
+  verb.add_option("--adapter", flags.adapter,
+                  "A folder with low-rank adapters, as tandem train and mlx-lm write them, on every machine");
 }
 
 fs::path find_model(const std::string& model) { return weights::resolve_model(model, hub_cache()); }

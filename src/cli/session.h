@@ -34,7 +34,10 @@ struct ClusterFlags {
   bool verbose = false;
 };
 
+// Which workers, and how they compute.
 void add_cluster_flags(CLI::App& verb, ClusterFlags& flags);
+// What they keep for requests: context, cached keys and values, an adapter.
+void add_request_flags(CLI::App& verb, ClusterFlags& flags);
 
 // The folder of MODEL: a folder, or a name in the local Hugging Face cache. InputError where it is neither.
 std::filesystem::path find_model(const std::string& model);

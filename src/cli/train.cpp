@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "cli/help.h"
 #include "cli/interrupt.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
@@ -36,7 +37,6 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
 }
 
 int run(const TrainFlags& flags) {
-  if (!flags.cluster.adapter.empty()) throw InputError("--adapter: training starts from the model alone");
   if (flags.training.from_scratch && !trains_all(flags))
     throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
   const auto folder = find_model(flags.model);
@@ -82,7 +82,9 @@ int run(const TrainFlags& flags) {
 }
 
 void add_lora_flags(CLI::App& verb, cluster::Training& training) {
-  verb.add_option("--lora-rank", training.lora_rank)->check(CLI::Range(1, 1024))->capture_default_str();
+  verb.add_option("--lora-rank", training.lora_rank, "Of each adapter's two matrices")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   verb.add_option("--lora-scale", training.lora_scale, "Multiplies what adapters add")->capture_default_str();
   verb.add_option("--num-layers", training.lora_layers, "The last so many layers are adapted; -1: all")
       ->capture_default_str();
@@ -92,7 +94,7 @@ void add_lora_flags(CLI::App& verb, cluster::Training& training) {
 }
 
 void add_step_flags(CLI::App& verb, TrainFlags& flags) {
-  const auto positive = CLI::Range(1, 1 << 30);
+  const auto positive = at_least(1);
   auto& training = flags.training;
   verb.add_option("--iters", flags.iters, "Steps")->check(positive)->capture_default_str();
   verb.add_option("--batch-size", flags.batch_size, "Texts of a micro-batch")
@@ -105,30 +107,38 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(CLI::Range(2, 1 << 24))
       ->capture_default_str();
   verb.add_flag("--mask-prompt", flags.mask_prompt, "Only the last answer of each text counts");
-  verb.add_option("--optimizer", training.optimizer)
+  verb.add_option("--optimizer", training.optimizer, "What makes a step of a gradient")
       ->check(CLI::IsMember({"adamw", "sgd", "lion"}))
       ->capture_default_str();
-  verb.add_option("--learning-rate", flags.schedule.peak)
-      ->check(CLI::NonNegativeNumber)
+  verb.add_option("--learning-rate", flags.schedule.peak, "The highest of the schedule")
+      ->check(at_least(0.0))
       ->capture_default_str();
   verb.add_option("--lr-schedule", flags.schedule.name, "How the rate falls after the warm-up")
       ->check(CLI::IsMember({"constant", "linear", "cosine", "wsd"}))
       ->capture_default_str();
   verb.add_option("--warmup", flags.schedule.warm_up, "Steps in which the rate rises")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   verb.add_option("--beta1", training.beta1, "Momentum; 0 for plain SGD")->capture_default_str();
-  verb.add_option("--beta2", training.beta2)->capture_default_str();
-  verb.add_option("--weight-decay", training.weight_decay)->capture_default_str();
+  verb.add_option("--beta2", training.beta2,
+                  "Of the squared gradient's mean in adamw, of the momentum kept in lion")
+      ->capture_default_str();
+  verb.add_option("--weight-decay", training.weight_decay,
+                  "What a step takes off each weight, times the learning rate")
+      ->capture_default_str();
   verb.add_option("--clip", training.clip, "The gradient's largest norm; 0: any")->capture_default_str();
   verb.add_option("--seed", training.seed, "Of the order of texts and of adapters' first values")
       ->capture_default_str();
 }
 
 void add_report_flags(CLI::App& verb, TrainFlags& flags) {
-  const auto positive = CLI::Range(1, 1 << 30);
-  verb.add_option("--steps-per-report", flags.report_every)->check(positive)->capture_default_str();
-  verb.add_option("--steps-per-eval", flags.evaluate_every)->check(positive)->capture_default_str();
+  const auto positive = at_least(1);
+  verb.add_option("--steps-per-report", flags.report_every, "Steps between lines on loss and speed")
+      ->check(positive)
+      ->capture_default_str();
+  verb.add_option("--steps-per-eval", flags.evaluate_every, "Steps between evaluations on valid.jsonl")
+      ->check(positive)
+      ->capture_default_str();
   verb.add_option("--val-batches", flags.evaluate_batches, "Micro-batches of an evaluation; -1: all")
       ->capture_default_str();
   verb.add_option("--save-every", flags.save_every, "Steps between checkpoints")
@@ -137,11 +147,14 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
   verb.add_flag("--resume", flags.resume, "Go on from the checkpoint in OUT, on this or another plan");
   verb.add_option("--restarts", flags.restarts,
                   "How often a group that lost a worker or a link starts again from its checkpoint")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   verb.add_option("--save-dtype", flags.save_dtype, "Of --method full [the model's]")
       ->check(CLI::IsMember({"bfloat16", "float16", "float32"}));
-  verb.add_flag("--json", flags.json, "At the end one JSON object in place of the folder's name");
+  verb.add_flag("--json", flags.json,
+                "At the end one JSON object in place of the folder's name; its tokens are those of this run, "
+                "without what "
+                "--resume goes on from");
 }
 
 }  // namespace

@@ -48,8 +48,10 @@ std::vector<Pool> pools_of(const std::vector<RankRoom>& ranks) {
 }
 
 std::string shown(std::uint64_t bytes) {
-  return bytes < 1'000'000'000 ? fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6)
-                               : fmt::format("{:.1f} GB", static_cast<double>(bytes) / 1e9);
+  const auto number = static_cast<double>(bytes);
+  if (bytes < 100'000) return fmt::format("{} B", bytes);
+  return bytes < 1'000'000'000 ? fmt::format("{:.1f} MB", number / 1e6)
+                               : fmt::format("{:.1f} GB", number / 1e9);
 }
 
 // Tokens in the cache, and of one request, that a memory has room for.

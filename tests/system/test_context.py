@@ -82,9 +82,11 @@ def test_the_limit_is_named_at_the_start():
 @pytest.mark.parametrize("args, words", [
     (["--context", 5000], ["--context 5000", "1024", "the model's"]),
     (["--context", 600, "--kv-memory", "2MB"], ["--context 600", "--kv-memory"]),
-    (["--kv-memory", "1PB"], ["--kv-memory", "this machine"]),
+    (["--kv-memory", "900TB"], ["--kv-memory", "this machine"]),
     (["--kv-memory", "1KB"], ["--kv-memory", "256 tokens"]),
-    (["--kv-memory", "many"], ["--kv-memory", "many"]),
+    (["--kv-memory", "100"], ["--kv-memory 100 B"]),
+    (["--kv-memory", "0"], ["--kv-memory", "500MB"]),
+    (["--kv-memory", "8XB"], ["--kv-memory \"8XB\"", "500MB"]),
     (["--context", 0], ["--context"]),
 ])
 def test_wrong_limits(args, words):

@@ -163,8 +163,12 @@ def test_help_of_every_verb():
     for verb in verbs:
         assert verb in overview
         text = run_tandem(verb, "--help").stdout.decode()
-        for option in ("--ranks", "--device", "--plan", "--hosts"):
+        for option in ("--ranks", "--device", "--plan", "--hosts", "--context"):
             assert option in text
+        own, cluster = text.split("\nCluster:\n")
+        assert "--ranks" in cluster and "--ranks" not in own
+    text = run_tandem("train", "--help").stdout.decode()
+    assert "--context" not in text and "--kv-" not in text and "--iters INT=1000 " in text and " in [" not in text
 
 
 @pytest.mark.parametrize("redirection, code, message", [
