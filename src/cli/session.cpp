@@ -61,7 +61,7 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
       ->capture_default_str();
   verb.add_option("--backend", flags.backend,
                   "The data plane: auto takes jaccl or nccl where every rank has it, else tcp")
-      ->check(CLI::IsMember({"auto", "tcp", "ring", "jaccl", "nccl", "mpi"}))
+      ->check(CLI::IsMember({"auto", "tcp", "ring", "jaccl", "nccl"}))
       ->capture_default_str();
   verb.add_option("--wire", flags.wire, "What sums over ranks are on their way as; bfloat16 halves the bytes")
       ->check(CLI::IsMember({"float32", "bfloat16"}))

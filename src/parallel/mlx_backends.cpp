@@ -103,10 +103,6 @@ std::string choose_backend(const std::string& wanted, const std::vector<std::vec
 
 mx::distributed::Group join_mlx_group(const std::string& backend, int rank,
                                       const std::vector<Endpoint>& endpoints) {
-  if (backend == "mpi") {
-    throw InputError(
-        "--backend mpi: MPI's ranks must be started by mpirun, and tandem starts its own; take tcp or ring");
-  }
   if (!mx::distributed::is_available(backend)) {
     throw InputError(fmt::format(
         "--backend {}: the MLX of this machine does not have it; take auto, tcp or ring", backend));
