@@ -195,13 +195,16 @@ void add_bench(CLI::App& program) {
   auto flags = std::make_shared<BenchFlags>();
   verb->add_option("MODEL", flags->model,
                    "A folder (no tokenizer needed), or a name in the local Hugging Face cache");
-  verb->add_option("--shape", flags->shape,
-                   "In place of MODEL: a config.json, for which random weights are made in memory");
+  auto* shape =
+      verb->add_option("--shape", flags->shape,
+                       "In place of MODEL: a config.json, for which random weights are made in memory");
   verb->add_option("--bits", flags->bits, "Of the weights of --shape: MLX's affine 4 or 8, 16 (f16) or bf16")
       ->check(CLI::IsMember({"4", "8", "16", "bf16"}))
+      ->needs(shape)
       ->capture_default_str();
-  verb->add_option("--group", flags->group, "Inputs that share a scale, for --bits 4 and 8")
+  verb->add_option("--group", flags->group, "Inputs that share a scale, for --bits 4 and 8 of --shape")
       ->check(CLI::IsMember({32, 64, 128}))
+      ->needs(shape)
       ->capture_default_str();
   verb->add_option("--prompt", flags->prompt, "Random tokens to prefill; 0: no prefill")
       ->check(CLI::Range(0, 1 << 24))

@@ -139,6 +139,8 @@ def test_table_with_units():
 
 WRONG = {
     "nothing": ([], ["MODEL", "--shape"]),
+    "bits of a model": ([DEMO_MODEL, "--bits", 4], ["--bits requires --shape"]),
+    "group of a model": ([DEMO_MODEL, "--group", 32], ["--group requires --shape"]),
     "both": ([DEMO_MODEL, "--shape", ROOT / "bench/shapes/1b.json"], ["one of the two"]),
     "too many sequences": ([DEMO_MODEL, "--batch", 1000], ["--batch", "1000"]),
     "nothing to measure": ([DEMO_MODEL, "--prompt", 0, "--generate", 0], ["--prompt 0"]),
