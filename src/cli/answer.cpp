@@ -72,9 +72,9 @@ double rate(int tokens, double seconds) { return seconds > 0 ? tokens / seconds 
 // "23 tokens, 41.2 tokens/s · prompt 14 tokens, 310 tokens/s"
 std::string describe_speed(const Answer& answer) {
   const auto& done = answer.done;
-  return fmt::format("{} tokens, {:.1f} tokens/s · prompt {} tokens, {:.0f} tokens/s{}",
-                     done.generated_tokens, answer.decode_tokens_per_s(), done.prompt_tokens,
-                     answer.prefill_tokens_per_s(),
+  return fmt::format("{}, {:.1f} tokens/s · prompt {}, {:.0f} tokens/s{}",
+                     counted(done.generated_tokens, "token"), answer.decode_tokens_per_s(),
+                     counted(done.prompt_tokens, "token"), answer.prefill_tokens_per_s(),
                      done.reason == engine::FinishReason::length      ? " · stopped at the limit"
                      : done.reason == engine::FinishReason::cancelled ? " · stopped by Ctrl-C"
                                                                       : "");

@@ -34,8 +34,9 @@ int run(const DemoFlags& flags) {
   const auto folder = unpack_demo_model(cache_folder());
   const auto model = server::load_served_model(folder, "demo-model");
   const auto plan = make_plan(flags.cluster, model.config);
-  fmt::print(stderr, "{}: {}, {} layers, split over {} ranks\n{}", bold(model.name), model.config.family,
-             model.config.layers, plan.world_size(), describe_plan(plan, model.config));
+  fmt::print(stderr, "{}: {}, {}, split over {}\n{}", bold(model.name), model.config.family,
+             counted(model.config.layers, "layer"), counted(plan.world_size(), "rank"),
+             describe_plan(plan, model.config));
   const auto conductor = start(folder, plan, flags.cluster);
   if (flags.serve) return serve_model(*conductor, model, flags.server);
   for (const char* question : questions) ask(*conductor, model, question);

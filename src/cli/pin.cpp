@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/limits.h"
+#include "cli/terminal.h"
 
 namespace tandem::cli {
 namespace {
@@ -46,10 +47,10 @@ std::vector<std::vector<int>> parse_pin(const std::vector<std::string>& words, c
   std::size_t local = 0;
   for (int rank = 0; rank < plan.world_size(); ++rank) local += plan.rank(rank).host == "local";
   if (local != words.size()) {
-    throw InputError(fmt::format(
-        "--pin names the cores of {} ranks, but {} run on this machine: give one core or range for "
-        "each",
-        words.size(), local));
+    throw InputError(
+        fmt::format("--pin names the cores of {}, but {} run on this machine: give one core or range for "
+                    "each",
+                    counted(words.size(), "rank"), local));
   }
   return cores;
 }

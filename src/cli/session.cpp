@@ -125,8 +125,8 @@ parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& c
                     flags.plan));
   }
   if (!flags.hosts.empty() && flags.ranks && *flags.ranks != static_cast<int>(flags.hosts.size())) {
-    throw InputError(fmt::format("--ranks {} does not fit the {} hosts of --hosts: give one of the two",
-                                 *flags.ranks, flags.hosts.size()));
+    throw InputError(fmt::format("--ranks {} does not fit the {} of --hosts: give one of the two",
+                                 *flags.ranks, counted(flags.hosts.size(), "host")));
   }
   parallel::Plan plan;
   if (from_file) {
@@ -148,9 +148,8 @@ parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& c
 }
 
 std::string describe_size(const parallel::Plan& plan) {
-  const int ranks = plan.world_size();
   const auto stages = plan.stages.size();
-  return fmt::format("{} rank{}{}", ranks, ranks > 1 ? "s" : "",
+  return fmt::format("{}{}", counted(plan.world_size(), "rank"),
                      stages > 1 ? fmt::format(" in {} stages", stages) : "");
 }
 

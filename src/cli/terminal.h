@@ -33,6 +33,8 @@ void print_result(std::string_view text);
 
 // "9.9 MB", decimal units.
 std::string format_bytes(std::uint64_t bytes);
+// "1 rank", "2 ranks".
+std::string counted(std::size_t count, const std::string& noun);
 // Dimmed on a terminal that wants colour (NO_COLOR unset), as it is elsewhere.
 std::string dim(const std::string& text);
 std::string bold(const std::string& text);

@@ -26,14 +26,14 @@ namespace fs = std::filesystem;
 std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Plan& plan, std::size_t texts) {
   const auto& t = flags.training;
   const std::string adapter = fmt::format(", rank {}, scale {}", t.lora_rank, t.lora_scale);
-  return {
-      {"Model", flags.model},
-      {"Data", fmt::format("{}: {} texts", flags.data, texts)},
-      {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
-      {"Split", describe_size(plan) + (plan.world_size() > 1 ? ", " + flags.parallel : "")},
-      {"Steps", fmt::format("{} of {} times {} texts", flags.iters, flags.accumulation, flags.batch_size)},
-      {"Optimizer",
-       fmt::format("{}, {} at most, {}", t.optimizer, flags.schedule.peak, flags.schedule.name)}};
+  return {{"Model", flags.model},
+          {"Data", fmt::format("{}: {}", flags.data, counted(texts, "text"))},
+          {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
+          {"Split", describe_size(plan) + (plan.world_size() > 1 ? ", " + flags.parallel : "")},
+          {"Steps", fmt::format("{} of {} times {}", flags.iters, flags.accumulation,
+                                counted(flags.batch_size, "text"))},
+          {"Optimizer",
+           fmt::format("{}, {} at most, {}", t.optimizer, flags.schedule.peak, flags.schedule.name)}};
 }
 
 int run(const TrainFlags& flags) {
@@ -58,11 +58,12 @@ int run(const TrainFlags& flags) {
   std::vector<train::Sequence> valid;
   if (fs::exists(data / "valid.jsonl")) valid = reader.read(data / "valid.jsonl");
   if (reader.cut() > 0)
-    fmt::print(stderr, "{} texts are longer than {} tokens and were cut\n", reader.cut(), flags.longest);
+    fmt::print(stderr, "{} cut after {} tokens\n", counted(reader.cut(), "text"), flags.longest);
   train::Batches batches(std::move(texts), flags.batch_size, flags.training.seed);
   write_beside(flags, folder);
-  fmt::print(stderr, "{} texts in {} batches an epoch, {} for validation; {} steps on {}\n", count,
-             batches.in_an_epoch(), valid.size(), flags.iters, describe_size(plan));
+  fmt::print(stderr, "{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),
+             fmt::format("{} batch{}", batches.in_an_epoch(), batches.in_an_epoch() == 1 ? "" : "es"),
+             valid.size(), counted(flags.iters, "step"), describe_size(plan));
   const auto shape = flags.training.from_scratch ? unquantised_config(folder) : nlohmann::json();
   const InterruptGuard guard;
   TrainRun run(flags, folder, facts_of(flags, plan, count));

@@ -97,7 +97,7 @@ COMMANDS = {
     "gpu that is not there": (["run", DEMO_MODEL, "Hi", "--device", "gpu"], ["GPU", "--device cpu"]),
     "core that is none": (["run", DEMO_MODEL, "Hi", "--pin", "x"], ["--pin", "\"x\""]),
     "core that is not there": (["run", DEMO_MODEL, "Hi", "--pin", "1023"], ["core 1023"]),
-    "fewer cores than ranks": (["run", DEMO_MODEL, "Hi", "--ranks", 2, "--pin", "0"], ["1 ranks", "2 run on"]),
+    "fewer cores than ranks": (["run", DEMO_MODEL, "Hi", "--ranks", 2, "--pin", "0"], ["1 rank, ", "2 run on"]),
     "no threads": (["run", DEMO_MODEL, "Hi", "--threads", 0], ["--threads"]),
     "missing plan": (["run", DEMO_MODEL, "Hi", "--plan", "/no/plan.json"], ["/no/plan.json"]),
     "missing ids file": (["perplexity", DEMO_MODEL, "--ids-file", "/no/ids"], ["/no/ids"]),
