@@ -51,12 +51,6 @@ std::string describe_speeds(const BenchFigures& figures) {
 std::string describe_ranks(const BenchFigures& figures) {
   std::vector<std::vector<std::string>> rows{
       {"rank", "host", "device", "threads", "weights", "memory", "peak", "cache"}};
-  const std::vector<std::pair<const char*, const Phase*>> phases{{"prefill", &figures.prefill},
-                                                                 {"decode", &figures.decode}};
-  for (const auto& [name, phase] : phases) {
-    if (phase->tokens == 0) continue;
-    for (const char* part : {"compute", "link", "rest"}) rows[0].push_back(fmt::format("{}: {}", name, part));
-  }
   const bool counts = figures.decode.tokens > 0 && figures.decode.ranks[0].panel_bytes > 0;
   if (counts) rows[0].insert(rows[0].end(), {"read a token", "active weights"});
   for (std::size_t i = 0; i < figures.ranks.size(); ++i) {
@@ -64,15 +58,27 @@ std::string describe_ranks(const BenchFigures& figures) {
     rows.push_back({std::to_string(i), rank.host, rank.ready->device, std::to_string(rank.ready->threads),
                     format_bytes(rank.ready->weight_bytes), format_bytes(rank.status.resident_bytes),
                     format_bytes(rank.status.peak_bytes), format_bytes(rank.status.cache_bytes)});
-    for (const auto& [name, phase] : phases) {
-      if (phase->tokens == 0) continue;
-      const TimeShares shares = shares_of(phase->ranks[i], phase->wall_s);
-      for (const double share : {shares.compute, shares.link, shares.rest})
-        rows.back().push_back(percent(share));
-    }
     if (counts) {
       rows.back().push_back(format_bytes(static_cast<std::uint64_t>(counted_bytes(figures.decode, i))));
       rows.back().push_back(format_bytes(rank.ready->step_bytes));
+    }
+  }
+  return format_table(rows);
+}
+
+// What each rank's time went into.
+std::string describe_times(const BenchFigures& figures) {
+  std::vector<std::vector<std::string>> rows{{"rank"}};
+  for (std::size_t i = 0; i < figures.ranks.size(); ++i) rows.push_back({std::to_string(i)});
+  const std::vector<std::pair<const char*, const Phase*>> phases{{"prefill", &figures.prefill},
+                                                                 {"decode", &figures.decode}};
+  for (const auto& [name, phase] : phases) {
+    if (phase->tokens == 0) continue;
+    for (const char* part : {"compute", "link", "rest"}) rows[0].push_back(fmt::format("{}: {}", name, part));
+    for (std::size_t i = 0; i < figures.ranks.size(); ++i) {
+      const TimeShares shares = shares_of(phase->ranks[i], phase->wall_s);
+      for (const double share : {shares.compute, shares.link, shares.rest})
+        rows[i + 1].push_back(percent(share));
     }
   }
   return format_table(rows);
@@ -117,9 +123,9 @@ TimeShares shares_of(const RankWork& work, double wall_s) {
 
 std::string describe(const BenchFigures& figures) {
   const std::string batch = figures.batch > 1 ? fmt::format(", {} sequences at a time", figures.batch) : "";
-  return fmt::format("{}{}{}, {}{}, {} repeats\n{}\n{}", figures.model, figures.weights.empty() ? "" : ", ",
-                     figures.weights, figures.plan, batch, figures.repeat, describe_speeds(figures),
-                     describe_ranks(figures));
+  return fmt::format("{}{}{}, {}{}, {}\n{}\n{}\n{}", figures.model, figures.weights.empty() ? "" : ", ",
+                     figures.weights, figures.plan, batch, counted(figures.repeat, "repeat"),
+                     describe_speeds(figures), describe_ranks(figures), describe_times(figures));
 }
 
 nlohmann::json to_json(const BenchFigures& figures, nlohmann::json ranks) {

@@ -50,7 +50,7 @@ struct BenchFigures {
   std::vector<cluster::RankState> ranks;
 };
 
-// Two aligned tables with units: speeds, then ranks.
+// Three aligned tables with units: speeds, ranks, and what their time went into.
 std::string describe(const BenchFigures& figures);
 // The same as one object; `ranks` is ranks_json()'s list, to which each rank's shares are added.
 nlohmann::json to_json(const BenchFigures& figures, nlohmann::json ranks);
