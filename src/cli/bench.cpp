@@ -155,6 +155,16 @@ void check(const BenchFlags& flags) {
   }
 }
 
+// A decode's prompt is one token, and what is timed begins after the first of the answer.
+void check_context(const BenchFlags& flags, int context, const std::string& bound) {
+  const auto refuse = [&](const char* flag, int tokens) {
+    throw InputError(fmt::format("{} {} does not fit a context of {} ({})", flag, counted(tokens, "token"),
+                                 counted(context, "token"), bound));
+  };
+  if (flags.prompt + 1 > context) refuse("--prompt: a prompt of", flags.prompt);
+  if (flags.generate + 2 > context) refuse("--generate: an answer of", flags.generate);
+}
+
 // Steps of training in place of prefill and decode.
 void run_training(const BenchFlags& flags, const Subject& subject) {
   const auto plan = make_training_plan(flags.cluster, flags.parallel, subject.config);
@@ -163,8 +173,9 @@ void run_training(const BenchFlags& flags, const Subject& subject) {
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape, training);
   const auto result =
       bench_training(*conductor, {flags.batch, flags.prompt, flags.repeat, subject.config.sizes.vocabulary});
-  const std::string name = fmt::format("{}, {}, training {}, {} by {}", subject.name, subject.weights,
-                                       training.method, describe_size(plan), flags.parallel);
+  const std::string name =
+      fmt::format("{}{}{}, training {}, {} by {}", subject.name, subject.weights.empty() ? "" : ", ",
+                  subject.weights, training.method, describe_size(plan), flags.parallel);
   print_result(flags.json ? result.dump() + '\n' : describe_training(name, result));
 }
 
@@ -172,8 +183,10 @@ void run(const BenchFlags& flags) {
   check(flags);
   const Subject subject = find_subject(flags);
   if (!flags.training.method.empty()) return run_training(flags, subject);
+  check_context(flags, subject.config.context, "the model's");
   const auto plan = make_plan(flags.cluster, subject.config);
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape);
+  check_context(flags, conductor->capacity().context, conductor->capacity().bound);
   Bench bench(*conductor, subject.config, flags.batch);
   Phase warm_up;
   if (flags.prompt > 0) bench.prefill(std::min(flags.prompt, warm_up_tokens), warm_up);

@@ -2,10 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <random>
 #include <vector>
 
+#include "cli/bench_figures.h"
 #include "cli/terminal.h"
 #include "cluster/train_worker.h"
 
@@ -40,16 +40,16 @@ json bench_training(cluster::Conductor& conductor, const BenchTraining& sizes) {
 }
 
 std::string describe_training(const std::string& name, const json& result) {
-  auto seconds = result["step_s"].get<std::vector<double>>();
-  std::sort(seconds.begin(), seconds.end());
-  const double tokens = result["tokens"], median = seconds[seconds.size() / 2];
+  const auto seconds = result["step_s"].get<std::vector<double>>();
+  const auto [median, least, most] = spread_of(seconds);
+  const double tokens = result["tokens"];
   double all_s = 0;
   for (const double one : seconds) all_s += one;
   return name + '\n' +
          format_table({{"tokens", "step", "tokens/s", "least..most", "link", "peak"},
                        {fmt::format("{:.0f}", tokens), fmt::format("{:.3f} s", median),
                         fmt::format("{:.1f}", tokens / median),
-                        fmt::format("{:.1f}..{:.1f}", tokens / seconds.back(), tokens / seconds.front()),
+                        fmt::format("{:.1f}..{:.1f}", tokens / most, tokens / least),
                         fmt::format("{:.1f} %", 100 * result["link_s"].get<double>() / all_s),
                         format_bytes(result["peak_bytes"])}});
 }

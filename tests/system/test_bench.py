@@ -105,7 +105,7 @@ def test_ranks_read_the_active_experts_between_them(tmp_path):
 def test_a_shape_beyond_the_machines_memory_is_refused(tmp_path, changes):
     file = tmp_path / "vast.json"
     file.write_text(json.dumps(TINY | changes))
-    done = run_tandem("bench", "--shape", file, "--bits", 4, "--repeat", 1)
+    done = run_tandem("bench", "--shape", file, "--bits", 4, "--prompt", 8, "--repeat", 1)
     assert done.returncode == 2 and b"GB of memory" in done.stderr, done.stderr
 
 
@@ -148,7 +148,9 @@ WRONG = {
     "unknown group": (["--shape", ROOT / "bench/shapes/1b.json", "--group", 48], ["--group", "64"]),
     "missing shape": (["--shape", "/no/shape.json"], ["/no/shape.json"]),
     "shape of another family": (["--shape", DEMO_MODEL / "generation_config.json"], ["model_type"]),
-    "longer than the context": ([DEMO_MODEL, "--prompt", 5000], ["5000 tokens", "context"]),
+    "longer than the context": ([DEMO_MODEL, "--prompt", 5000], ["--prompt", "5000 tokens", "context of 1024"]),
+    "longer than --context": ([DEMO_MODEL, "--prompt", 100, "--generate", 1, "--context", 100], ["--prompt", "--context"]),
+    "an answer that does not fit": ([DEMO_MODEL, "--generate", 1023], ["--generate", "1023 tokens", "context of 1024"]),
     "more stages than layers": ([DEMO_MODEL, "--plan", "pp", "--ranks", 7], ["7 pipeline stages", "6 layers"]),
     "stages without tcp": ([DEMO_MODEL, "--plan", "pp", "--ranks", 2, "--backend", "ring"], ["--backend ring", "tcp"]),
     "no such plan": ([DEMO_MODEL, "--plan", "/no/plan.json"], ["/no/plan.json"]),
