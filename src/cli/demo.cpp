@@ -37,8 +37,9 @@ int run(const DemoFlags& flags) {
   fmt::print(stderr, "{}: {}, {}, split over {}\n{}", bold(model.name), model.config.family,
              counted(model.config.layers, "layer"), counted(plan.world_size(), "rank"),
              describe_plan(plan, model.config));
-  const auto conductor = start(folder, plan, flags.cluster);
-  if (flags.serve) return serve_model(*conductor, model, flags.server);
+  const auto start_model = [&] { return start(folder, plan, flags.cluster); };
+  if (flags.serve) return serve_model(flags.server, model, start_model);
+  const auto conductor = start_model();
   for (const char* question : questions) ask(*conductor, model, question);
   fmt::print(stderr, "\n{}", describe_ranks(*conductor));
   if (stdin_is_terminal()) {

@@ -19,9 +19,11 @@ int run(const ServeFlags& flags) {
   const auto folder = find_model(flags.model);
   const auto model = server::load_served_model(folder, short_name(flags.model));
   const auto plan = make_plan(flags.cluster, model.config);
-  const auto conductor = start(folder, plan, flags.cluster);
-  fmt::print(stderr, "{}", describe_ranks(*conductor));
-  return serve_model(*conductor, model, flags.server);
+  return serve_model(flags.server, model, [&] {
+    auto conductor = start(folder, plan, flags.cluster);
+    fmt::print(stderr, "{}", describe_ranks(*conductor));
+    return conductor;
+  });
 }
 
 }  // namespace
@@ -32,9 +34,9 @@ void add_server_flags(CLI::App& verb, server::ServerOptions& options) {
   verb.add_option("--port", options.port, "Port; 0 takes a free one")->capture_default_str();
 }
 
-int serve_model(cluster::Conductor& conductor, const server::ServedModel& model,
-                const server::ServerOptions& options) {
-  return server::serve(conductor, model, options, [&](std::uint16_t port) {
+int serve_model(const server::ServerOptions& options, const server::ServedModel& model,
+                const std::function<std::unique_ptr<cluster::Conductor>()>& start) {
+  return server::serve(options, model, start, [&](std::uint16_t port) {
     const bool v6 = options.host.find(':') != std::string::npos;
     fmt::print(stderr, "listening on http://{}:{}\n", v6 ? "[" + options.host + "]" : options.host, port);
   });

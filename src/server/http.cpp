@@ -6,7 +6,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/experimental/as_tuple.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
@@ -252,26 +251,38 @@ asio::awaitable<void> accept_connections(std::shared_ptr<tcp::acceptor> acceptor
 
 }  // namespace
 
-std::uint16_t listen(asio::io_context& context, const std::string& host, std::uint16_t port,
-                     Handler handler) {
+namespace {
+
+void check(error_code error, const std::string& host, std::uint16_t port) {
+  if (!error) return;
+  const std::string why = error == asio::error::address_in_use ? "it is in use" : error.message();
+  throw InputError(
+      fmt::format("cannot listen on {} port {}: {}; --host and --port name another", host, port, why));
+}
+
+}  // namespace
+
+Acceptor bind(asio::io_context& context, const std::string& host, std::uint16_t port) {
   error_code error;
-  const auto fail = [&](const std::string& why) {
-    throw InputError(
-        fmt::format("cannot listen on {} port {}: {}; --host and --port name another", host, port, why));
-  };
   tcp::resolver resolver(context);
   const auto found = resolver.resolve(host, std::to_string(port), tcp::resolver::passive, error);
-  if (error || found.empty()) fail(error.message());
+  if (!error && found.empty()) error = asio::error::host_not_found;
+  check(error, host, port);
   const tcp::endpoint endpoint = found.begin()->endpoint();
   auto acceptor = std::make_shared<tcp::acceptor>(context);
   acceptor->open(endpoint.protocol(), error);
   if (!error) acceptor->set_option(tcp::acceptor::reuse_address(true), error);
   if (!error) acceptor->bind(endpoint, error);
-  if (!error) acceptor->listen(asio::socket_base::max_listen_connections, error);
-  if (error == asio::error::address_in_use) fail("it is in use");
-  if (error) fail(error.message());
-  asio::co_spawn(context, accept_connections(acceptor, std::move(handler)), asio::detached);
-  return acceptor->local_endpoint().port();
+  check(error, host, port);
+  return acceptor;
+}
+
+void listen(const Acceptor& acceptor, Handler handler) {
+  const auto endpoint = acceptor->local_endpoint();
+  error_code error;
+  acceptor->listen(asio::socket_base::max_listen_connections, error);
+  check(error, endpoint.address().to_string(), endpoint.port());
+  asio::co_spawn(acceptor->get_executor(), accept_connections(acceptor, std::move(handler)), asio::detached);
 }
 
 }  // namespace tandem::server

@@ -5,8 +5,10 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -57,8 +59,13 @@ class Exchange {
 // May throw HttpError, InputError (400) and ClusterError (503).
 using Handler = std::function<boost::asio::awaitable<void>(Exchange&)>;
 
-// Binds and accepts connections on `context`; returns the port. InputError where the address cannot be bound.
-std::uint16_t listen(boost::asio::io_context& context, const std::string& host, std::uint16_t port,
-                     Handler handler);
+using Acceptor = std::shared_ptr<boost::asio::ip::tcp::acceptor>;
+
+// Takes the address, 0 being any free port; a connection is refused until listen(). InputError where it
+// cannot be had.
+Acceptor bind(boost::asio::io_context& context, const std::string& host, std::uint16_t port);
+
+// Accepts connections on the acceptor's context. InputError where another program listens there by now.
+void listen(const Acceptor& acceptor, Handler handler);
 
 }  // namespace tandem::server

@@ -11,7 +11,6 @@
 #include <memory>
 
 #include "base/limits.h"
-#include "base/log.h"
 #include "server/completions.h"
 #include "server/http.h"
 #include "server/openai.h"
@@ -96,31 +95,34 @@ asio::awaitable<void> route(Service& service, Exchange& exchange) {
 
 }  // namespace
 
-int serve(cluster::Conductor& conductor, const ServedModel& model, const ServerOptions& options,
+int serve(const ServerOptions& options, const ServedModel& model,
+          const std::function<std::unique_ptr<cluster::Conductor>()>& start,
           const std::function<void(std::uint16_t port)>& on_listening) {
+  std::unique_ptr<cluster::Conductor> conductor;  // requests under way may use it until the context is gone
   const auto context = std::make_shared<asio::io_context>(1);
+  const auto acceptor = bind(*context, options.host, options.port);
+  conductor = start();
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   const auto service = std::make_shared<Service>(
-      Service{conductor, model, context, std::chrono::duration_cast<std::chrono::seconds>(now).count()});
-  const auto port = listen(*context, options.host, options.port,
-                           [service](Exchange& exchange) { return route(*service, exchange); });
+      Service{*conductor, model, context, std::chrono::duration_cast<std::chrono::seconds>(now).count()});
+  listen(acceptor, [service](Exchange& exchange) { return route(*service, exchange); });
   asio::signal_set signals(*context, SIGINT, SIGTERM);
   signals.async_wait([&](const auto& error, int) {
     if (!error) context->stop();
   });
   // On the conductor's thread, perhaps as this function returns: nothing of its stack is used.
-  conductor.on_lost([context, service](const std::string& message) {
+  conductor->on_lost([context, service](const std::string& message) {
     asio::post(*context, [context, service, message] {
-      log::error("{}", message);
+      fmt::print(stderr, "tandem: {}\n", message);
       service->exit_code = 1;
       // The answers under way get a moment to say so.
       const auto farewell = std::make_shared<asio::steady_timer>(*context, limits::http_farewell);
       farewell->async_wait([context, farewell](const auto&) { context->stop(); });
     });
   });
-  on_listening(port);
+  on_listening(acceptor->local_endpoint().port());
   context->run();
-  conductor.on_lost({});
+  conductor->on_lost({});
   return service->exit_code;
 }
 

@@ -155,3 +155,4 @@ def test_port_in_use():
         done = run_tandem("serve", DEMO_MODEL, "--port", port)
     assert done.returncode == 2
     assert str(port) in done.stderr.decode() and "in use" in done.stderr.decode()
+    assert b"context:" not in done.stderr  # before the model is loaded
