@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/json_lines.h"
 #include "base/limits.h"
 
 namespace tandem {
@@ -52,7 +53,7 @@ std::optional<nlohmann::json> find_json_file(const std::filesystem::path& path) 
     });
   } catch (const nlohmann::json::exception& error) {
     throw InputError(
-        fmt::format("{} is no valid JSON (NaN and Infinity are none): {}", path.string(), error.what()));
+        fmt::format("{} is no valid JSON (NaN and Infinity are none): {}", path.string(), json_fault(error)));
   }
   if (!object.is_object()) throw InputError(fmt::format("{} is no JSON object", path.string()));
   return object;

@@ -50,6 +50,12 @@ std::optional<nlohmann::json> JsonLineReader::next() {
   }
 }
 
+std::string json_fault(const nlohmann::json::exception& error) {
+  const std::string text = error.what();  // "[json.exception.parse_error.101] parse error at line 1, …"
+  const auto end = text.find("] ");
+  return end == std::string::npos ? text : text.substr(end + 2);
+}
+
 std::string to_json_line(const nlohmann::json& object) {
   return object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + '\n';
 }

@@ -22,6 +22,9 @@ class JsonLineReader {
   std::size_t scanned_ = 0;  // no newline in [start_, scanned_)
 };
 
+// What is wrong with a text that is no JSON, without the library's own name for it.
+std::string json_fault(const nlohmann::json::exception& error);
+
 // The line for `object`, with its newline. Bytes that are no UTF-8 are replaced by U+FFFD.
 std::string to_json_line(const nlohmann::json& object);
 

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/json_lines.h"
 #include "base/limits.h"
 #include "server/served_model.h"
 
@@ -200,7 +201,7 @@ ordered_json parse_body(std::string_view body) {
   try {
     object = ordered_json::parse(body, bounded);
   } catch (const ordered_json::exception& error) {
-    throw InputError(fmt::format("the body is no valid JSON in UTF-8: {}", error.what()));
+    throw InputError(fmt::format("the body is no valid JSON in UTF-8: {}", json_fault(error)));
   }
   if (!object.is_object()) throw InputError("the body is no JSON object");
   return object;

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "base/json_lines.h"
 
 namespace tandem::train {
 namespace {
@@ -77,7 +78,8 @@ Sequence TextReader::sequence_of(const ordered_json& line) const {
   }
   if (line.contains("ids")) return of_ids(line["ids"]);
   if (!line.contains("text"))
-    throw InputError("it has neither \"messages\", nor \"prompt\" and \"completion\", nor \"text\"");
+    throw InputError(
+        "it has neither \"messages\", nor \"prompt\" and \"completion\", nor \"text\", nor \"ids\"");
   return of_text(string_at(line, "text"));
 }
 
@@ -93,7 +95,7 @@ void for_each_line(const std::filesystem::path& file, const std::function<void(c
     try {
       take(ordered_json::parse(line));
     } catch (const nlohmann::json::exception& error) {
-      throw wrong(error.what());
+      throw wrong(json_fault(error));
     } catch (const InputError& error) {
       throw wrong(error.what());
     }

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/json_lines.h"
 #include "base/limits.h"
 
 namespace tandem::weights {
@@ -140,7 +141,7 @@ TensorTable parse_safetensors_header(std::string_view header, std::uint64_t data
   try {
     object = json::parse(header, shallow);
   } catch (const json::exception& error) {
-    throw InputError(fmt::format("its header is no valid JSON ({})", error.what()));
+    throw InputError(fmt::format("its header is no valid JSON ({})", json_fault(error)));
   }
   if (!object.is_object()) throw InputError("its header is no JSON object");
   TensorTable tensors;

@@ -62,6 +62,14 @@ TEST(JsonLines, WritesWhatItReads) {
   EXPECT_EQ((*read)["text"], "two\nlines, half a character \uFFFD");
 }
 
+TEST(JsonLines, AFaultIsToldWithoutTheLibrarysName) {
+  try {
+    FAIL() << "it was read as " << nlohmann::json::parse("{\"a\": }");
+  } catch (const nlohmann::json::exception& error) {
+    EXPECT_TRUE(json_fault(error).starts_with("parse error at line 1, column 7")) << json_fault(error);
+  }
+}
+
 // Streams damaged by seed: only a ClusterError may come of them.
 TEST(JsonLines, DamagedStreamsAreRefusedOrRead) {
   std::mt19937 random(1);

@@ -89,7 +89,7 @@ def test_lora_learns_and_runs_on_any_split(split, tmp_path):
 
 
 @pytest.mark.parametrize("line, why", [
-    ("{", "line 1"), ('{"txt": "a"}', "neither"), ('{"text": 3}', "no string"), ('{"messages": 1}', "no list"),
+    ("{", "line 1: parse error"), ('{"txt": "a"}', 'nor "ids"'), ('{"text": 3}', "no string"), ('{"messages": 1}', "no list"),
     ('{"ids": [1, 99999]}', "vocabulary"), ("", "no text to train on")])
 def test_bad_data_is_named(line, why, tmp_path):
     (tmp_path / "train.jsonl").write_text(line + "\n")
