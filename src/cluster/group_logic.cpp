@@ -33,6 +33,17 @@ void start_failing(GroupState& state, std::int64_t now_ms) {
   state.deadline_ms = now_ms + limits::failure_gathering.count();
 }
 
+// How a worker ended that told no reason. ssh itself ends with 255, the other machine's shell with 127 where
+// there is no such program.
+std::string silent_end(const RankState& rank) {
+  if (rank.listening) return fmt::format("the worker {}", *rank.ending);
+  if (rank.host != "local" && *rank.ending == "exited with code 255")
+    return fmt::format("ssh failed; see whether \"ssh {} true\" works without a password", rank.host);
+  if (rank.host != "local" && *rank.ending == "exited with code 127")
+    return "there is no such tandem; --remote-program names it there";
+  return fmt::format("the worker {} before it said anything", *rank.ending);
+}
+
 // The most telling of what the ranks said: what the user can mend, then a process that ended without a word,
 // then what went wrong inside, then what ranks say of each other.
 GiveUp verdict(const GroupState& state) {
@@ -54,11 +65,8 @@ GiveUp verdict(const GroupState& state) {
     }
   }
   for (int rank = 0; rank < static_cast<int>(state.ranks.size()); ++rank) {
-    const auto& [ending, failed] = std::pair(state.ranks[rank].ending, state.ranks[rank].failed);
-    if (ending && !failed) {
-      return {false, fmt::format("{}: the worker {}{}", name_of(state, rank), *ending,
-                                 state.ranks[rank].listening ? "" : " before it said anything")};
-    }
+    if (state.ranks[rank].ending && !state.ranks[rank].failed)
+      return {false, fmt::format("{}: {}", name_of(state, rank), silent_end(state.ranks[rank]))};
   }
   return {false, said(own).value_or(said(any).value_or("the group of workers ended"))};
 }

@@ -284,10 +284,15 @@ TEST(GroupLogicTest, AWorkerThatNeverSpeaksIsNamed) {
 }
 
 TEST(GroupLogicTest, AWorkerThatEndsBeforeItSpokeIsNamed) {
-  const auto verdict =
-      Group({"local", "studio2"}).verdict_of({listening(0), Ended{1, "exited with code 255"}});
-  ASSERT_TRUE(verdict);
-  EXPECT_EQ(verdict->message, "rank 1 (on studio2): the worker exited with code 255 before it said anything");
+  for (const auto& [how, told] : std::vector<std::pair<std::string, std::string>>{
+           {"exited with code 1", "the worker exited with code 1 before it said anything"},
+           {"exited with code 127", "there is no such tandem; --remote-program names it there"},
+           {"exited with code 255",
+            "ssh failed; see whether \"ssh studio2 true\" works without a password"}}) {
+    const auto verdict = Group({"local", "studio2"}).verdict_of({listening(0), Ended{1, how}});
+    ASSERT_TRUE(verdict);
+    EXPECT_EQ(verdict->message, "rank 1 (on studio2): " + told);
+  }
 }
 
 TEST(GroupLogicTest, LinesThatMakeNoSenseEndTheGroup) {
