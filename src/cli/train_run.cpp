@@ -25,12 +25,14 @@ bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
   first_ = done + 1;
   start_ = Clock::now();
   for (int i = first_; i <= flags_.iters; ++i) {
-    if (!valid.empty() && (i == 1 || i % flags_.evaluate_every == 0 || i == flags_.iters)) evaluate(i, valid);
+    const bool last = i == flags_.iters;
+    if (i == 1) evaluate(0, valid);
     step(i, batches);
-    if (i % flags_.report_every == 0 || i == flags_.iters) report(i);
+    if (i % flags_.report_every == 0 || last) report(i);
+    if (i % flags_.evaluate_every == 0 || last) evaluate(i, valid);
     const bool stopped = InterruptGuard::interrupted();
-    if (stopped || i % flags_.save_every == 0 || i == flags_.iters) save(i);
-    if (stopped) return i == flags_.iters;
+    if (stopped || i % flags_.save_every == 0 || last) save(i);
+    if (stopped) return last;
   }
   return true;
 }
@@ -110,9 +112,9 @@ void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
   }
   if (tokens == 0) return;
   last_valid_ = nll / static_cast<double>(tokens);
-  fmt::print(stderr, "step {:>{}} of {}  validation loss {:.4f}\n", number - 1,
+  fmt::print(stderr, "step {:>{}} of {}  validation loss {:.4f}\n", number,
              std::to_string(flags_.iters).size(), flags_.iters, last_valid_);
-  log_.note({{"step", number - 1}, {"valid_loss", last_valid_}});
+  log_.note({{"step", number}, {"valid_loss", last_valid_}});
 }
 
 // The result so far, and the checkpoint to go on from, in place of the one before.

@@ -31,6 +31,7 @@ class TrainRun {
 
   void step(int number, train::Batches& batches);
   void report(int number);
+  // After so many steps.
   void evaluate(int number, const std::vector<train::Sequence>& valid);
   void save(int number);
 

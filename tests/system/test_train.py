@@ -227,6 +227,7 @@ def test_a_run_leaves_events_and_a_report(tmp_path):
     done = train_some(data, out, "--iters", 6, "--steps-per-report", 2, "--steps-per-eval", 3)
     assert done.returncode == 0, done.stderr.decode()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [0, 3, 6]
     (file,) = out.glob("events.out.tfevents.*")
     version, *events = read_events(file)
     assert b"brain.Event:2" in version and len(events) == len(lines)
