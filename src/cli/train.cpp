@@ -67,8 +67,11 @@ int run(const TrainFlags& flags) {
   const auto shape = flags.training.from_scratch ? unquantised_config(folder) : nlohmann::json();
   const InterruptGuard guard;
   TrainRun run(flags, folder, facts_of(flags, plan, count));
-  bool complete = false;
-  for (int lost = 0;; ++lost) {
+  bool complete = last_checkpoint(flags) >= flags.iters;
+  if (complete)
+    fmt::print(stderr, "nothing is left to do: {} steps of --iters {} are done\n", last_checkpoint(flags),
+               flags.iters);
+  for (int lost = 0; !complete; ++lost) {
     try {
       const auto conductor = start(folder, plan, flags.cluster, shape, training);
       complete = run.train(*conductor, batches, valid);
@@ -78,6 +81,7 @@ int run(const TrainFlags& flags) {
       fmt::print(stderr, "{}; starting the group again\n", error.what());
     }
   }
+  if (!complete) fmt::print(stderr, "stopped after step {}; --resume goes on\n", last_checkpoint(flags));
   print_result(flags.json ? run.summary().dump() + '\n' : flags.out + '\n');
   return complete ? 0 : exit_interrupted;
 }

@@ -377,8 +377,24 @@ def test_stopped_and_resumed_equals_one_run(tmp_path):
     other = train_some(data, tmp_path / "parts", "--iters", 11, "--resume", "--seed", 3)
     assert other.returncode == 2 and b"--seed" in other.stderr
     assert train_some(data, tmp_path / "parts", "--iters", 11, "--ranks", 2, "--resume").returncode == 0
+    again = train_some(data, tmp_path / "parts", "--iters", 11, "--resume")
+    assert again.returncode == 0 and b"nothing is left to do" in again.stderr
     whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
+
+
+def test_ctrl_c_stops_after_a_step_that_resume_goes_on_from(tmp_path):
+    data, out = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out"
+    process = subprocess.Popen([PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", out, "--iters", "100000",
+                                "--steps-per-report", "1", "--device", "cpu"], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(TIMEOUT_S) == 130
+    (step,) = re.findall(r"stopped after step (\d+); --resume goes on", rest)
+    assert (out / f"checkpoint-{int(step):06}.safetensors").exists()
 
 
 def test_killed_workers_cost_no_step(tmp_path):
