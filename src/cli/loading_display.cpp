@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <numeric>
 
@@ -48,12 +49,15 @@ std::vector<std::string> loading_lines(const std::vector<std::string>& hosts,
                                        std::size_t rows) {
   if (ranks.size() > 1 && ranks.size() >= rows)
     return {bar_line(sum_of(ranks), std::accumulate(speeds.begin(), speeds.end(), 0.0), columns)};
-  std::vector<std::string> lines;
+  std::vector<std::string> names, lines;
+  for (std::size_t i = 0; i < ranks.size(); ++i) names.push_back(fmt::format("rank {} ({})", i, hosts[i]));
+  std::size_t width = 0;  // of all names, so that all bars are as wide
+  for (const auto& name : names) width = std::max(width, name.size());
   for (std::size_t i = 0; i < ranks.size(); ++i) {
-    const auto name = fmt::format("rank {} ({})", i, hosts[i]);
+    const auto name = fmt::format("{:<{}}", names[i], width);
     lines.push_back(has_begun(ranks[i])
                         ? bar_line({ranks[i].total_bytes, ranks[i].read_bytes, 0, name}, speeds[i], columns)
-                        : fmt::format("{} has not begun", name).substr(0, columns - 1));
+                        : fmt::format("{} has not begun", names[i]).substr(0, columns - 1));
   }
   return lines;
 }

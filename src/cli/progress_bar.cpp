@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "cli/terminal.h"
@@ -16,19 +17,18 @@ constexpr seconds speed_window{5};
 constexpr milliseconds sample_every{100};
 constexpr milliseconds redraw_every{100};
 constexpr seconds line_every{10};  // where stderr is no terminal
-constexpr std::size_t bar_cells = 20;
+constexpr std::size_t bar_cells = 20, fewest_bar_cells = 5;
 
 double fraction(const BytesDone& done) {
   if (done.total_bytes == 0) return 1;
   return static_cast<double>(done.there_bytes) / static_cast<double>(done.total_bytes);
 }
 
-std::string bar(double done) {
-  std::string cells;
-  for (std::size_t i = 0; i < bar_cells; ++i) {
-    cells += static_cast<double>(i) < done * bar_cells ? "█" : "░";
-  }
-  return cells;
+std::string bar(double done, std::size_t cells) {
+  std::string text;
+  for (std::size_t i = 0; i < cells; ++i)
+    text += static_cast<double>(i) < done * static_cast<double>(cells) ? "█" : "░";
+  return text;
 }
 
 }  // namespace
@@ -63,9 +63,10 @@ std::string progress_line(const BytesDone& done, double bytes_per_s) {
 
 std::string bar_line(const BytesDone& done, double bytes_per_s, std::size_t columns) {
   const auto line = progress_line(done, bytes_per_s);
-  const bool has_room = columns > line.size() + bar_cells + 2;
+  const std::size_t others = line.size() + 2;
+  const std::size_t cells = std::min(bar_cells, columns - std::min(columns, others));
   // A line that wraps could not be drawn over.
-  return (has_room ? bar(fraction(done)) + " " : "") + line.substr(0, columns - 1);
+  return (cells >= fewest_bar_cells ? bar(fraction(done), cells) + " " : "") + line.substr(0, columns - 1);
 }
 
 void ProgressBar::show(const BytesDone& done) {

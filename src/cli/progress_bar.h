@@ -39,7 +39,7 @@ struct BytesDone {
 // " 42 %    4.2 GB of  10.1 GB   118.3 MB/s     0:49 left  3 of 12 files": columns of fixed widths.
 std::string progress_line(const BytesDone& done, double bytes_per_s);
 
-// The same with a bar before it where there is room for both, cut to `columns` of a terminal, less one.
+// The same with a bar before it, as wide as there is room for, cut to `columns` of a terminal, less one.
 std::string bar_line(const BytesDone& done, double bytes_per_s, std::size_t columns);
 
 class ProgressBar {
