@@ -1,5 +1,8 @@
 #include "cli/environment.h"
 
+#include <pwd.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <string>
@@ -14,9 +17,16 @@ std::string variable(const char* name) {
   return value ? value : "";
 }
 
+std::filesystem::path home() {
+  if (const auto value = variable("HOME"); !value.empty()) return value;
+  const auto* entry = ::getpwuid(::getuid());
+  if (entry && entry->pw_dir && *entry->pw_dir) return entry->pw_dir;
+  throw InputError("HOME is not set, and the system knows no home folder of this user: set HOME");
+}
+
 std::filesystem::path home_or(const char* name, const char* below_home) {
   if (const auto value = variable(name); !value.empty()) return value;
-  return std::filesystem::path(variable("HOME")) / below_home;
+  return home() / below_home;
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The environment variables Tandem reads; they are read nowhere else.
+// The environment variables that name folders, the hub and its token. ~ is HOME, else the user's entry in the
+// system's list; InputError where neither is there.
 #pragma once
 
 #include <filesystem>

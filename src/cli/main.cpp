@@ -76,12 +76,12 @@ int run_program(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   open_standard_descriptors();
-  // The conductor's side of `ssh host tandem worker`; not a verb for users.
-  if (argc == 2 && std::string_view(argv[1]) == "worker")
-    return tandem::cluster::worker_main(tandem::cli::cache_folder());
-  ::signal(SIGPIPE, SIG_IGN);
-  std::setlocale(LC_CTYPE, "");
   try {
+    // The conductor's side of `ssh host tandem worker`; not a verb for users.
+    if (argc == 2 && std::string_view(argv[1]) == "worker")
+      return tandem::cluster::worker_main(tandem::cli::cache_folder());
+    ::signal(SIGPIPE, SIG_IGN);
+    std::setlocale(LC_CTYPE, "");
     return run_program(argc, argv);
   } catch (const tandem::InputError& error) {
     fmt::print(stderr, "tandem: {}\n", error.what());

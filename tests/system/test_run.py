@@ -147,6 +147,13 @@ def test_model_by_its_hub_name(tmp_path):
         assert done.stdout == b"29 + 31 = 60.\n", done.stderr
 
 
+def test_without_home_the_systems_entry_of_the_user_names_it(tmp_path):
+    import pwd
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "HF_HOME", "HF_HUB_CACHE")}
+    done = run_tandem("run", "no/such", "Hi", env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and pwd.getpwuid(os.getuid()).pw_dir + "/.cache/huggingface" in done.stderr.decode()
+
+
 @release_only
 def test_hundred_additions():
     """Two ranks, one server: every one of the 100 additions that transformers gets right is right here too."""
