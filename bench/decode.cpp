@@ -93,6 +93,7 @@ int main(int count, char** args) {
   kernels::use_large_cuda_graphs();
   const std::string by = count > 4 ? args[4] : "ours";
   if (by != "ours") kernels::use_mlx_kernels();
+  if (!has_gpu()) return 2;
   mx::set_default_device(mx::Device::gpu);
   const double copy = copy_speed(), start = now_s();
   auto model = random_model(args[1], args[2]);

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import subprocess
+import sys
 
 from report import ROOT, row, write
 
@@ -67,6 +68,10 @@ def rows_of(args, name):
 
 def main():
     args = parse_args()
+    try:  # a device or a program that is not there stops all of it, once
+        logits_after(args.program, ROOT / "assets/demo-model", [1], "1", args.device)
+    except (OSError, RuntimeError) as why:
+        sys.exit(str(why))
     names = sorted(file.parent.name for file in GOLDEN.glob("*/golden.json") if args.only in file.parent.name)
     write("golden", [one for name in names for one in rows_of(args, name)])
 

@@ -140,6 +140,7 @@ int main(int count, char** args) {
     return 2;
   }
   kernels::use_large_cuda_graphs();
+  if (!has_gpu()) return 2;
   mx::set_default_device(mx::Device::gpu);
   const int bits = std::string(args[2]) == "bf16" ? 16 : std::stoi(args[2]);
   const Parts parts{models::parse_config(read_json_file(args[1])).sizes, bits,

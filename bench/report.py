@@ -38,14 +38,24 @@ def save(name, rows):
     return file
 
 
+def readable(measured, unit):
+    """A figure of four digits and its unit: 93.61 ms rather than 9.361e+04 µs."""
+    if measured is None:
+        return "-", unit
+    for larger in ("ms", "s") if unit == "µs" else ():
+        if measured >= 1000:
+            measured, unit = measured / 1000, larger
+    return f"{measured:.4g}" if abs(measured) < 10000 else f"{measured:.0f}", unit
+
+
 def write(name, rows):
     """build/bench/NAME.json, and the rows as an aligned table on stdout."""
     file = save(name, rows)
     cells = [["measure", "measured", "bar", "unit", "holds"]]
     for one in rows:
         holds = "" if one.holds is None else "yes" if one.holds else "NO"
-        measured = "-" if one.measured is None else f"{one.measured:.4g}"
-        cells.append([one.name, measured, one.bar, one.unit, holds])
+        measured, unit = readable(one.measured, one.unit)
+        cells.append([one.name, measured, one.bar, unit, holds])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())

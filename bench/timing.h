@@ -1,5 +1,8 @@
-// What the benchmarks of a GPU measure with.
+// What the benchmarks of a GPU measure with: the device, a clock, a median.
 #pragma once
+
+#include <fmt/format.h>
+#include <mlx/mlx.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +18,12 @@ inline double median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
                    values.end());
   return values[values.size() / 2];
+}
+
+inline bool has_gpu() {
+  const bool there = mlx::core::is_available(mlx::core::Device::gpu);
+  if (!there) fmt::print(stderr, "MLX finds no GPU on this machine\n");
+  return there;
 }
 
 }  // namespace tandem
