@@ -17,7 +17,7 @@ git ls-files '*.cpp' '*.h' | xargs "$venv/clang-format" --dry-run --Werror
 
 for preset in release asan; do
   step "$preset: build"
-  CMAKE_FLAGS=-DTANDEM_WERROR=ON make --no-print-directory build PRESET=$preset
+  CMAKE_FLAGS=-DTANDEM_WERROR=ON make --no-print-directory build PRESET=$preset TARGETS=all
   step "$preset: unit tests"
   ctest --test-dir build/$preset --output-on-failure
   step "$preset: system tests"
