@@ -52,6 +52,12 @@ QuantizeFolder::QuantizeFolder(fs::path folder, const std::string& plan, const s
     throw InputError(fmt::format("cannot make the folder {}: {}", folder_.string(), error.message()));
   const auto state = find_json_file(file(state_name));
   if (!state) {
+    if (fs::exists(file("config.json"), error)) {
+      throw InputError(
+          fmt::format("{} holds a whole model already, by this command or another; name a new or "
+                      "an empty folder, or delete this one",
+                      folder_.string()));
+    }
     if (const auto name = first_stranger(folder_); !name.empty()) {
       throw InputError(fmt::format("{} holds something else already ({}); name a new or an empty folder",
                                    folder_.string(), name));

@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_a_beginning(large_model, tmp_path):
 @pytest.mark.parametrize("make, flags, words", [
     (lambda out: out.write_text("mine"), (), "there is a file of this name"),
     (lambda out: (out.mkdir(), (out / "notes.txt").write_text("mine")), (), "holds something else already (notes.txt)"),
-    (lambda out: shutil.copytree(DEMO_MODEL, out), (), "holds something else"),
+    (lambda out: shutil.copytree(DEMO_MODEL, out), (), "holds a whole model already"),
     (lambda out: None, ("--keep", "lm_heat=8"), "--keep: no matrix that could be quantized has a name like \"lm_heat\""),
     (lambda out: None, ("--keep", "lm_head"), "is not PATTERN=BITS"),
     (lambda out: None, ("--keep", "lm_head=5"), "is not PATTERN=BITS"),
