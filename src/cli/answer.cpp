@@ -2,9 +2,12 @@
 
 #include <fmt/format.h>
 
-#include "base/bounded_queue.h"
+#include <deque>
+#include <memory>
+
 #include "base/error.h"
 #include "base/limits.h"
+#include "cli/event_queue.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "text/answer_text.h"
@@ -12,21 +15,18 @@
 namespace tandem::cli {
 namespace {
 
-using std::chrono::milliseconds;
-
-struct Lost {
-  std::string message;
-};
-
 // A submitted request's events, in order, for the thread that waits.
 class EventStream {
  public:
   EventStream(cluster::Conductor& conductor, engine::Request request) : conductor_(conductor) {
     auto queue = queue_;
     id_ = conductor.submit(
-        std::move(request), [queue](const engine::Event& event) { push(*queue, event); },
-        [queue](const std::string& message) { push(*queue, Lost{message}); });
+        std::move(request), [queue](const engine::Event& event) { queue->push(event); },
+        [queue](const std::string& message) { queue->push(Lost{message}); });
   }
+  ~EventStream() { queue_->close(); }
+  EventStream(const EventStream&) = delete;
+  EventStream& operator=(const EventStream&) = delete;
 
   // The next event. The first Ctrl-C cancels the request; its DoneEvent follows.
   engine::Event next() {
@@ -54,15 +54,8 @@ class EventStream {
   }
 
  private:
-  using Item = std::variant<engine::Event, Lost>;
-
-  // The reader keeps up with any model; a full queue would lose an event, so that is a bug.
-  static void push(BoundedQueue<Item>& queue, Item item) {
-    if (!queue.try_push(std::move(item))) throw std::logic_error("the queue of events is full");
-  }
-
   cluster::Conductor& conductor_;
-  std::shared_ptr<BoundedQueue<Item>> queue_ = std::make_shared<BoundedQueue<Item>>(limits::event_queue);
+  std::shared_ptr<EventQueue> queue_ = std::make_shared<EventQueue>();
   std::uint64_t id_ = 0;
   bool cancelled_ = false;
 };
@@ -94,7 +87,7 @@ engine::DoneEvent generate_ids(cluster::Conductor& conductor, engine::GenerateRe
 
 std::vector<engine::DoneEvent> generate_all(cluster::Conductor& conductor,
                                             std::vector<engine::GenerateRequest> requests) {
-  std::vector<EventStream> streams;
+  std::deque<EventStream> streams;
   for (auto& request : requests) streams.emplace_back(conductor, std::move(request));
   std::vector<engine::DoneEvent> ends;
   for (auto& stream : streams) ends.push_back(stream.wait_for_end([](int) {}));

@@ -40,7 +40,8 @@ struct ConductorOptions {
 
 // Each rank's bytes read and to be read, called while the model loads.
 using OnLoading = std::function<void(const std::vector<Progress>&)>;
-// Called on the conductor's thread; must not block or call the conductor's destructor.
+// Called on the conductor's thread; must not call the conductor's destructor. While it waits, no event of any
+// request comes.
 using OnEvent = std::function<void(const engine::Event&)>;
 // Called once, on the conductor's thread, with what was lost.
 using OnLost = std::function<void(const std::string&)>;
