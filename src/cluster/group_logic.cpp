@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "base/limits.h"
@@ -115,6 +116,7 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
     return {};
   }
   if (state.phase == Phase::failing || state.phase == Phase::failed) return {};
+  if (has("alive")) return {};
   if (has("listening")) {
     rank.listening = object["listening"].get<Listening>();
     const bool complete =
@@ -149,6 +151,25 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
   return {Deliver{engine::event_from_json(object)}};
 }
 
+// While no one looked (the conductor was stopped, or its terminal) no rank was silent.
+void look(GroupState& state, std::int64_t now_ms) {
+  const auto blind_ms = now_ms - std::exchange(state.looked_ms, now_ms);
+  if (blind_ms < sign_of_life.count()) return;
+  for (auto& rank : state.ranks) rank.heard_ms += blind_ms;
+}
+
+// Whatever a worker computes or waits for, it says that it is alive.
+void find_silent(GroupState& state, std::int64_t now_ms) {
+  using enum Phase;
+  if (state.phase != joining && state.phase != measuring && state.phase != running) return;
+  for (auto& rank : state.ranks) {
+    if (now_ms - rank.heard_ms < silence.count()) continue;
+    fail(rank, {"internal",
+                fmt::format("the worker has said nothing for {} s: is it stopped?", silence.count() / 1000)});
+    start_failing(state, now_ms);
+  }
+}
+
 std::vector<Action> tick(GroupState& state, std::int64_t now_ms) {
   if (state.phase == Phase::starting && now_ms >= state.deadline_ms) {
     for (auto& rank : state.ranks) {
@@ -159,6 +180,7 @@ std::vector<Action> tick(GroupState& state, std::int64_t now_ms) {
     }
     start_failing(state, now_ms);
   }
+  find_silent(state, now_ms);
   const bool everyone_spoke =
       state.phase == Phase::failing && all(state, [](auto& r) { return r.failed || r.ending; });
   if (state.phase == Phase::failing && (everyone_spoke || now_ms >= state.deadline_ms)) {
@@ -174,19 +196,22 @@ GroupState begin(const std::vector<std::string>& hosts, std::string secret, std:
                  const ContextWish& wish) {
   GroupState state;
   state.wish = wish;
-  for (const auto& host : hosts) state.ranks.push_back({.host = host});
+  for (const auto& host : hosts) state.ranks.push_back({.host = host, .heard_ms = now_ms});
   state.secret = std::move(secret);
   state.deadline_ms = now_ms + limits::worker_start.count();
+  state.looked_ms = now_ms;
   return state;
 }
 
 std::vector<Action> advance(GroupState& state, const Happening& happening, std::int64_t now_ms) {
   std::vector<Action> actions;
+  look(state, now_ms);
   const auto unreadable = [&](int rank, const char* why) {
     fail(state.ranks[rank], {"internal", fmt::format("its control channel is damaged: {}", why)});
     start_failing(state, now_ms);
   };
   if (const auto* line = std::get_if<Line>(&happening)) {
+    state.ranks[line->rank].heard_ms = now_ms;
     try {
       actions = take_line(state, *line, now_ms);
     } catch (const nlohmann::json::exception& error) {

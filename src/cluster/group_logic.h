@@ -24,6 +24,7 @@ struct RankState {
   Status status;
   std::optional<Failed> failed;
   std::optional<std::string> ending;  // how its process ended
+  std::int64_t heard_ms = 0;          // when it last said something
 };
 
 struct GroupState {
@@ -35,6 +36,7 @@ struct GroupState {
   bool trains = false;           // there is no cache to measure room for
   Capacity capacity;             // once running
   std::int64_t deadline_ms = 0;  // of starting; of failing
+  std::int64_t looked_ms = 0;    // when something, or a Tick, happened last
 };
 
 // What happened to one rank. A Tick is time passing.

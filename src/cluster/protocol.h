@@ -2,22 +2,29 @@
 //
 //   conductor → worker   start, join, go, serve (rank 0), then engine requests (rank 0)
 //   worker → conductor   listening, progress, ready, room, status, then engine events (rank 0); failed at any
-//   time
+//   time, and alive every few seconds
 //
 // A group that trains knows no go, room and serve: once all are ready, rank 0 is sent one {"train": order}
 // after the other (cluster/train_worker.h), and answers each with {"trained": …}.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "base/limits.h"
 #include "parallel/tcp_group.h"
 
 namespace tandem::cluster {
 
-inline constexpr int protocol_version = 6;
+inline constexpr int protocol_version = 7;
+
+// A worker says "alive" that often, whatever it computes or waits for; one that says nothing for `silence` is
+// stopped.
+inline constexpr std::chrono::milliseconds sign_of_life = limits::idle_step;
+inline constexpr std::chrono::milliseconds silence = 2 * limits::worker_start;
 
 // How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
 // whole model.

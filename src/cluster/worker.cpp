@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <deque>
 #include <filesystem>
+#include <iterator>
 #include <thread>
 
 #include "base/error.h"
@@ -108,7 +109,7 @@ mx::distributed::Group stage_group(const parallel::Plan& plan, const parallel::P
 class Work {
  public:
   // `staged`: the group has pipeline stages, so that ranks are not all at the same step.
-  Work(const ControlChannel& channel, engine::StepRunner runner, mx::distributed::Group group, bool staged)
+  Work(ControlChannel& channel, engine::StepRunner runner, mx::distributed::Group group, bool staged)
       : channel_(channel), runner_(std::move(runner)), group_(std::move(group)), staged_(staged) {}
 
   Room room() const { return measure_room(runner_); }
@@ -154,31 +155,47 @@ class Work {
     channel_.send({{"status", status_}});
   }
 
-  const ControlChannel& channel_;
+  ControlChannel& channel_;
   engine::StepRunner runner_;
   mx::distributed::Group group_;
   bool staged_;
   Status status_;
 };
 
+// Says what the conductor takes of the events; whether that was all, after limits::idle_step at most. One
+// at a time: rows of logits are large as text.
+bool say(ControlChannel& channel, std::deque<engine::Event>& events) {
+  using std::chrono::steady_clock;
+  const auto end = steady_clock::now() + limits::idle_step;
+  for (; !events.empty(); events.pop_front()) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - steady_clock::now());
+    if (!channel.written(left)) return false;
+    channel.send(engine::to_json(events.front()));
+  }
+  return true;
+}
+
 // Rank 0: takes requests, decides each step, tells the others, sends the events up.
 void lead(ControlChannel& channel, Work& work, engine::ServingLimits serving_limits) {
   engine::Scheduler scheduler(serving_limits);
   std::deque<engine::StepPlan> under_way;  // oldest first
-  const auto answer = [&](const std::vector<engine::Event>& events) {
-    for (const auto& event : events) channel.send(engine::to_json(event));
+  std::deque<engine::Event> unsaid;
+  const auto answer = [&](std::vector<engine::Event> events) {
+    std::move(events.begin(), events.end(), std::back_inserter(unsaid));
   };
   while (true) {
     // With nothing to do, wait; but step before the others' patience ends.
-    auto message =
-        scheduler.idle() && under_way.empty() ? channel.receive(limits::idle_step) : channel.try_receive();
+    const bool idle = scheduler.idle() && under_way.empty() && unsaid.empty();
+    auto message = idle ? channel.receive(limits::idle_step) : channel.try_receive();
     for (; message; message = channel.try_receive()) {
       answer(scheduler.submit(engine::request_from_json(*message), now_s()));
     }
+    // While the conductor does not listen, the others are told empty steps.
+    const bool heard = say(channel, unsaid);
     engine::StepPlan plan;
-    if (!work.overlaps() || under_way.empty()) {
+    if (heard && (!work.overlaps() || under_way.empty())) {
       plan = scheduler.next(now_s());
-    } else if (under_way.size() < limits::overlapping_steps) {
+    } else if (heard && under_way.size() < limits::overlapping_steps) {
       plan = scheduler.ahead();
     }
     bool wait = plan.empty() && !under_way.empty();  // nothing to compute without a step's logits
@@ -277,6 +294,7 @@ int worker_main(const std::filesystem::path& cache) {
   ControlChannel channel;
   const auto fail = [&](const char* kind, const char* message) {
     channel.send({{"failed", Failed{kind, message}}});
+    channel.written(std::chrono::hours(24));
     ::_exit(1);  // no destructor of a library may wait for a peer that is gone
   };
   try {

@@ -131,17 +131,53 @@ TEST(GroupLogicTest, AGroupWithoutMemoryForAContextEndsAndSaysSo) {
   EXPECT_TRUE(group.happens(exited(0)).empty());
 }
 
-TEST(GroupLogicTest, ARunningGroupMayIdleForEver) {
-  for (const bool running : {false, true}) {
-    Group group(2);
-    if (running) {
-      group.run();
-    } else {  // loading takes as long as it takes
-      group.happens(listening(0));
-      group.happens(listening(1));
+// The phases in which ranks may be silent only as long as they are alive.
+std::vector<Group> begun_groups(int ranks) {
+  Group joining(ranks);
+  for (int rank = 0; rank < ranks; ++rank) joining.happens(listening(rank));
+  Group measuring = joining;
+  for (int rank = 0; rank < ranks; ++rank) measuring.happens(ready(rank));
+  return {joining, measuring, Group(ranks).run()};
+}
+
+// Lets time pass with ticks, all ranks but `silent` giving signs of life; what comes of it.
+std::vector<Action> wait_with(Group& group, std::int64_t time_ms, int silent) {
+  std::vector<Action> all;
+  for (std::int64_t waited = 0; waited < time_ms; waited += 1000) {
+    group.now_ms += 1000;
+    for (int rank = 0; rank < group.size(); ++rank) {
+      if (rank == silent) continue;
+      for (auto& action : group.happens(Line{rank, {{"alive", json::object()}}})) all.push_back(action);
     }
-    group.now_ms += 100 * starting;
+    for (auto& action : group.happens(Tick{})) all.push_back(action);
+  }
+  return all;
+}
+
+TEST(GroupLogicTest, AGroupWhoseRanksAreAliveMayTakeForEver) {
+  for (auto& group : begun_groups(2)) {
+    const auto phase = group.state.phase;
+    EXPECT_TRUE(wait_with(group, 100 * silence.count(), -1).empty());
+    EXPECT_EQ(group.state.phase, phase);
+  }
+}
+
+TEST(GroupLogicTest, ARankThatIsStoppedIsNamedInEveryPhase) {
+  for (auto& group : begun_groups(3)) {
+    EXPECT_TRUE(wait_with(group, silence.count() - 1000, 1).empty());
+    const auto actions = wait_with(group, 2000, 1);
+    ASSERT_EQ(actions.size(), 1u);
+    EXPECT_EQ(std::get<GiveUp>(actions[0]).message,
+              "rank 1 (on local): the worker has said nothing for 60 s: is it stopped?");
+  }
+}
+
+TEST(GroupLogicTest, NoRankIsBlamedForTheTimeInWhichNoOneListened) {
+  for (auto& group : begun_groups(2)) {
+    group.now_ms += 100 * silence.count();
     EXPECT_TRUE(group.happens(Tick{}).empty());
+    EXPECT_TRUE(wait_with(group, silence.count() - 1000, 0).empty());
+    EXPECT_EQ(wait_with(group, 2000, 0).size(), 1u);
   }
 }
 
