@@ -72,7 +72,7 @@ Fit fit(const Pool& pool, std::int64_t model_context) {
 }
 
 void check_asked_memory(const Pool& pool, std::uint64_t kv_bytes) {
-  if (kv_bytes * pool.ranks <= pool.room()) return;
+  if (kv_bytes <= pool.room() / pool.ranks) return;  // their product may not fit into a number
   throw InputError(fmt::format("--kv-memory {} for each of {} rank{} is more than {} has room for: {}",
                                shown(kv_bytes), pool.ranks, pool.ranks == 1 ? "" : "s", pool.name,
                                shown(pool.room())));

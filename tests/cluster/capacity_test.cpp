@@ -108,6 +108,7 @@ TEST(CapacityTest, RefusesWhatDoesNotFitAndNamesBoth) {
       {{rank_with(2'000'000)}, {1800, 1'000'000}, {"--context 1800", "768", "--kv-memory"}},
       {{rank_with(2'000'000)}, {0, 3'000'000}, {"--kv-memory 3.0 MB", "2.0 MB"}},
       {{rank_with(2'000'000), rank_with(2'000'000)}, {0, 1'500'000}, {"--kv-memory 1.5 MB", "2 ranks"}},
+      {{rank_with(2'000'000), rank_with(2'000'000)}, {0, 1ull << 63}, {"--kv-memory 92", "2 ranks"}},
       {{rank_with(2'000'000)}, {0, 1000}, {"--kv-memory", "256 tokens"}},
       {{rank_with(1000, "studio2")}, {}, {"no memory", "studio2"}},
   };
