@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <utility>
 
 #include "base/error.h"
@@ -45,6 +46,30 @@ std::string silent_end(const RankState& rank) {
   return fmt::format("the worker {} before it said anything", *rank.ending);
 }
 
+// The rank that closed a connection, by what another rank says.
+std::optional<int> closer_in(const std::string& message) {
+  int rank = -1, end = 0;
+  std::sscanf(message.c_str(), "rank %d closed the connection%n", &rank, &end);
+  return end > 0 ? std::optional(rank) : std::nullopt;
+}
+
+// What the lowest rank says of another one; but a rank that closed a connection had its reason, and may have
+// said it.
+std::optional<std::string> first_complaint(const GroupState& state) {
+  const int ranks = static_cast<int>(state.ranks.size());
+  const auto has_failed = [&](int rank) { return rank >= 0 && rank < ranks && state.ranks[rank].failed; };
+  int first = 0;
+  while (first < ranks && !has_failed(first)) ++first;
+  if (first == ranks) return std::nullopt;
+  int telling = first;
+  for (int hops = 0; hops < ranks; ++hops) {
+    const auto closer = closer_in(state.ranks[telling].failed->message);
+    if (!closer || !has_failed(*closer)) break;
+    telling = hops + 1 < ranks ? *closer : first;  // each blames the next one
+  }
+  return fmt::format("{}: {}", name_of(state, telling), state.ranks[telling].failed->message);
+}
+
 // The most telling of what the ranks said: what the user can mend, then a process that ended without a word,
 // then what went wrong inside, then what ranks say of each other.
 GiveUp verdict(const GroupState& state) {
@@ -57,7 +82,6 @@ GiveUp verdict(const GroupState& state) {
   };
   const auto input = [](const Failed& failed) { return failed.kind == "input"; };
   const auto own = [](const Failed& failed) { return failed.kind != "cluster"; };
-  const auto any = [](const Failed&) { return true; };
   for (const auto& rank : state.ranks) {
     // Every rank finds the same fault in the user's input: naming one would only puzzle, but on another
     // machine it may be that machine's.
@@ -69,7 +93,9 @@ GiveUp verdict(const GroupState& state) {
     if (state.ranks[rank].ending && !state.ranks[rank].failed)
       return {false, fmt::format("{}: {}", name_of(state, rank), silent_end(state.ranks[rank]))};
   }
-  return {false, said(own).value_or(said(any).value_or("the group of workers ended"))};
+  if (const auto message = said(own)) return {false, *message};
+  const auto complaint = first_complaint(state);
+  return {false, complaint ? *complaint : "the group of workers ended"};
 }
 
 std::vector<Action> join_all(GroupState& state) {
