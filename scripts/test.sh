@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"
 venv=build/deps/venv/bin
-export ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0:abort_on_error=0
+export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0:detect_container_overflow=0:abort_on_error=0
 export UBSAN_OPTIONS=print_stacktrace=1
 
 step() { printf '\n== %s\n' "$*"; }

@@ -5,6 +5,9 @@
 #include <mlx/ops.h>
 
 #include <string_view>
+#include <utility>
+
+#include "base/out_of_memory.h"
 
 namespace tandem::kernels {
 
@@ -23,7 +26,12 @@ bool is_row_major(const mx::array& x) {
 }  // namespace
 
 void allocate(std::vector<mx::array>& arrays) {
-  for (auto& array : arrays) array.set_data(mx::allocator::malloc(array.nbytes()));
+  for (auto& array : arrays) {
+    auto buffer = mx::allocator::malloc(array.nbytes());
+    if (array.nbytes() > 0 && !buffer.buffer().ptr())
+      throw_out_of_memory(array.nbytes(), array.has_primitive() ? array.primitive().name() : "a result");
+    array.set_data(std::move(buffer));
+  }
 }
 
 void CpuPrimitive::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {

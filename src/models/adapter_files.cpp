@@ -1,7 +1,6 @@
 #include "models/adapter_files.h"
 
 #include <fmt/format.h>
-#include <mlx/allocator.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
@@ -81,7 +80,7 @@ mx::array AdapterFiles::read(const weights::Slice& slice) const {
                                  where, nlohmann::json(info.shape).dump(), nlohmann::json(wanted).dump()));
   }
   const mx::Dtype dtype = weights::to_mlx(where, info.dtype, weights::Element::number);
-  mx::array whole(mx::allocator::malloc(info.end - info.begin), {slice.shape[0], slice.shape[1]}, dtype);
+  mx::array whole = weights::allocated({slice.shape[0], slice.shape[1]}, dtype, where);
   file_.read(info.begin, info.end - info.begin, whole.data<char>());
   return part_of(whole, slice);
 }

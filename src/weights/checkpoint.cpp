@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <mlx/allocator.h>
 
 #include <chrono>
 #include <nlohmann/json.hpp>
@@ -149,7 +148,7 @@ mx::array Checkpoint::read(const Slice& slice, const OnBytes& on_bytes) const {
   const Pieces pieces = pieces_of(slice);
   const std::uint64_t run_bytes = pieces.run * size;
 
-  mx::array made(mx::allocator::malloc(pieces.runs * run_bytes), slice.part_shape(), dtype);
+  mx::array made = allocated(slice, dtype);
   char* target = made.data<char>();
   std::uint64_t unreported = 0;
   for (std::uint64_t run = 0; run < pieces.runs; ++run) {

@@ -1,12 +1,14 @@
 #include "weights/fp8.h"
 
-#include <mlx/allocator.h>
+#include <fmt/format.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
 #include <array>
 #include <cmath>
 #include <limits>
+
+#include "weights/source.h"
 
 namespace tandem::weights {
 namespace {
@@ -36,7 +38,8 @@ mx::array dequantise_fp8(const mx::array& values, const mx::array& scales, int b
       mx::contiguous(mx::astype(scales, mx::float32, mx::Device::cpu), false, mx::Device::cpu);
   factors.eval();
   const int rows = values.shape(0), columns = values.shape(1), blocks = factors.shape(1);
-  mx::array made(mx::allocator::malloc(values.size() * sizeof(float)), values.shape(), mx::float32);
+  mx::array made =
+      allocated(values.shape(), mx::float32, fmt::format("{} x {} values that were FP8", rows, columns));
   const auto* from = values.data<std::uint8_t>();
   float* to = made.data<float>();
   for (int r = 0; r < rows; ++r) {

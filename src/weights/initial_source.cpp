@@ -1,7 +1,5 @@
 #include "weights/initial_source.h"
 
-#include <mlx/allocator.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -32,7 +30,7 @@ std::uint64_t InitialSource::bytes(const Slice& slice) const {
 }
 
 mx::array InitialSource::read(const Slice& slice, const OnBytes& on_bytes) const {
-  mx::array made(mx::allocator::malloc(bytes(slice)), slice.part_shape(), mx::float32);
+  mx::array made = allocated(slice, mx::float32);
   auto* to = made.data<float>();
   const Pieces pieces = pieces_of(slice);
   const std::uint64_t key = mixed(fnv1a(slice.name, seed_));

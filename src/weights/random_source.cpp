@@ -1,6 +1,5 @@
 #include "weights/random_source.h"
 
-#include <mlx/allocator.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
@@ -95,7 +94,7 @@ mx::array RandomSource::read(const Slice& slice, const OnBytes& on_bytes) const 
   if (name.ends_with(".bias")) return filled(0);
   if (slice.shape.size() == 1) return filled(1);
   const mx::array& block = slice.element == Element::codes ? codes_ : values_;
-  mx::array made(mx::allocator::malloc(bytes(slice)), slice.part_shape(), block.dtype());
+  mx::array made = allocated(slice, block.dtype());
   fill_from_block(slice, block, made.data<char>());
   return made;
 }

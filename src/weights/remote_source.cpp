@@ -1,7 +1,6 @@
 #include "weights/remote_source.h"
 
 #include <fmt/format.h>
-#include <mlx/allocator.h>
 
 #include <algorithm>
 #include <future>
@@ -185,9 +184,7 @@ void RemoteSource::expect(const std::vector<Slice>& slices) {
 mx::array RemoteSource::room_for(const Slice& slice) const {
   const mx::Dtype dtype =
       to_mlx(fmt::format("tensor \"{}\"", slice.name), info(slice.name).dtype, slice.element);
-  const Pieces pieces = pieces_of(slice);
-  return mx::array(mx::allocator::malloc(pieces.runs * pieces.run * mx::size_of(dtype)), slice.part_shape(),
-                   dtype);
+  return allocated(slice, dtype);
 }
 
 mx::array RemoteSource::receive(const Slice& slice, const OnBytes& on_bytes) const {

@@ -1,5 +1,12 @@
 #include "weights/source.h"
 
+#include <fmt/format.h>
+#include <mlx/allocator.h>
+
+#include <utility>
+
+#include "base/out_of_memory.h"
+
 namespace tandem::weights {
 
 mlx::core::Shape Slice::part_shape() const {
@@ -18,6 +25,18 @@ Pieces pieces_of(const Slice& slice) {
                 static_cast<std::uint64_t>(slice.part.size()) * inner, extent(slice.axis) * inner, outer};
   if (pieces.run == pieces.stride) pieces = {pieces.first, pieces.run * outer, pieces.stride * outer, 1};
   return pieces;
+}
+
+mlx::core::array allocated(const mlx::core::Shape& shape, mlx::core::Dtype dtype, const std::string& what) {
+  std::uint64_t bytes = mlx::core::size_of(dtype);
+  for (const int extent : shape) bytes *= static_cast<std::uint64_t>(extent);
+  auto buffer = mlx::core::allocator::malloc(bytes);
+  if (bytes > 0 && !buffer.buffer().ptr()) throw_out_of_memory(bytes, what);
+  return mlx::core::array(std::move(buffer), shape, dtype);
+}
+
+mlx::core::array allocated(const Slice& slice, mlx::core::Dtype dtype) {
+  return allocated(slice.part_shape(), dtype, fmt::format("tensor \"{}\"", slice.name));
 }
 
 }  // namespace tandem::weights

@@ -36,6 +36,11 @@ Pieces pieces_of(const Slice& slice);
 // Called with the bytes just read: one call at a time, perhaps in another thread.
 using OnBytes = std::function<void(std::uint64_t bytes)>;
 
+// An array that is to be filled. InputError, which names `what`, where there is no memory for it.
+mlx::core::array allocated(const mlx::core::Shape& shape, mlx::core::Dtype dtype, const std::string& what);
+// Of the slice's part.
+mlx::core::array allocated(const Slice& slice, mlx::core::Dtype dtype);
+
 class Source {
  public:
   virtual ~Source() = default;

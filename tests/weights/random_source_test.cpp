@@ -6,6 +6,8 @@
 
 #include <cmath>
 
+#include "base/error.h"
+
 namespace tandem::weights {
 namespace {
 
@@ -32,6 +34,18 @@ TEST(Pieces, AreThePartInItsTensor) {
   expect({"t", {4, 6}, 1, {2, 5}}, {2, 3, 6, 4});
   expect({"t", {4, 6}, 1, {0, 6}}, {0, 24, 24, 1});
   expect({"t", {2, 3, 5}, 1, {1, 2}}, {5, 5, 15, 2});
+}
+
+TEST(Allocated, AFailureNamesTheTensorAndItsBytes) {
+  try {
+    allocated({"model.embed_tokens.weight", {1 << 30, 1 << 20}}, mx::float32);
+    ADD_FAILURE() << "this machine has 4 PB";
+  } catch (const InputError& error) {
+    EXPECT_EQ(std::string(error.what())
+                  .find("out of memory: 4503599627370496 bytes for tensor \"model.embed_tokens.weight\""),
+              0u)
+        << error.what();
+  }
 }
 
 TEST(RandomSource, PartsAreCutFromOneTensor) {
