@@ -201,7 +201,12 @@ void Gathering::advance_strangers() {
 void Gathering::admit() {
   while (true) {
     const int descriptor = ::accept(listener_.descriptor(), nullptr, nullptr);
-    if (descriptor < 0) return;
+    if (descriptor < 0) {
+      // With no descriptor left the connection stays where it is, and the listener ready.
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+        std::this_thread::sleep_for(limits::connect_retry);
+      return;
+    }
     strangers_.emplace_back(TcpSocket(descriptor));
     if (strangers_.size() > limits::pending_connections) strangers_.pop_front();
   }

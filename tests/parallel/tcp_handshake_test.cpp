@@ -6,12 +6,14 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <ctime>
 
 #include "base/error.h"
 #include "parallel/ranks.h"
@@ -74,6 +76,23 @@ bool let_in(const TcpSocket& socket, int rank, MakeProof make_proof, int link = 
       make_proof(nonce, std::string(challenge.data(), 32), std::string(challenge.data() + 32, 32));
   char answer = 0;
   return socket.send_all(own.data(), own.size()) && receive_all(socket, &answer, 1, soon()) && answer == 1;
+}
+
+TEST(TcpHandshake, WithoutAFreeDescriptorItWaitsAtRest) {
+  const MeetingPoint meeting(2);
+  const auto waiting = stranger(meeting.endpoints[0]);
+  const int free = ::dup(STDIN_FILENO);
+  ::close(free);
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none{static_cast<rlim_t>(free), before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  const auto start = std::clock();
+  const auto error = join_error(meeting, 0, "secret", milliseconds(600));
+  const double busy_s = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_EQ(error, "rank 1 did not connect in time");
+  EXPECT_LT(busy_s, 0.2);
 }
 
 TEST(TcpHandshake, JoinsWhileStrangersBotherTheListener) {
