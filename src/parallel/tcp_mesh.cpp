@@ -104,17 +104,26 @@ void TcpMesh::run(std::vector<Flow>& flows, const Progress& progress) const {
 
 // Until a socket is ready or the first flow's time is up.
 void TcpMesh::sleep(const std::vector<Flow>& flows, Deadline now) const {
+  check_patience(flows, now);
   std::vector<pollfd> polled;
-  std::vector<std::string> stalled;
   auto first = Deadline::max();
   for (const auto& flow : flows) {
     const bool time_helps = flow.add_polled(polled);
     const Deadline deadline = flow.last_move() + timeout_;
-    if (deadline <= now) stalled.push_back(flow.stall(timeout_));
     first = std::min({first, deadline, time_helps ? now + limits::stripe_poll : deadline});
   }
+  // Before another try: a socket that is not ready may yet take some bytes, which is no sign of the peer.
+  if (::poll(polled.data(), polled.size(), timeout_ms(first)) == 0)
+    check_patience(flows, steady_clock::now());
+}
+
+// ClusterError that tells of the flows whose time is up.
+void TcpMesh::check_patience(const std::vector<Flow>& flows, Deadline now) const {
+  std::vector<std::string> stalled;
+  for (const auto& flow : flows) {
+    if (flow.last_move() + timeout_ <= now) stalled.push_back(flow.stall(timeout_));
+  }
   if (!stalled.empty()) throw ClusterError(fmt::format("{}", fmt::join(stalled, "; ")));
-  ::poll(polled.data(), polled.size(), timeout_ms(first));
 }
 
 }  // namespace tandem::parallel

@@ -57,6 +57,7 @@ class TcpMesh {
  private:
   void run(std::vector<Flow>& flows, const Progress& progress) const;
   void sleep(const std::vector<Flow>& flows, Deadline now) const;
+  void check_patience(const std::vector<Flow>& flows, Deadline now) const;
 
   int rank_;
   std::vector<Peer> peers_;
