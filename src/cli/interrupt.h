@@ -8,6 +8,9 @@ namespace tandem::cli {
 // Of a verb that Ctrl-C has stopped.
 inline constexpr int exit_interrupted = 130;
 
+// Ctrl-C came while a verb waited for something that only ends by itself.
+struct Interrupted {};
+
 // Takes Ctrl-C in while it lives, instead of ending the program. Guards may nest, in one thread.
 class InterruptGuard {
  public:

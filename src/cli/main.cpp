@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "cli/environment.h"
 #include "cli/help.h"
+#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "cluster/worker.h"
@@ -83,6 +84,8 @@ int main(int argc, char** argv) {
     ::signal(SIGPIPE, SIG_IGN);
     std::setlocale(LC_CTYPE, "");
     return run_program(argc, argv);
+  } catch (const tandem::cli::Interrupted&) {
+    return tandem::cli::exit_interrupted;
   } catch (const tandem::InputError& error) {
     fmt::print(stderr, "tandem: {}\n", error.what());
     return exit_input;

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "cli/environment.h"
 #include "cli/help.h"
+#include "cli/interrupt.h"
 #include "cli/loading_display.h"
 #include "cli/pin.h"
 #include "cli/size.h"
@@ -194,7 +195,10 @@ std::unique_ptr<cluster::Conductor> start(const fs::path& folder, const parallel
                                     .cores = parse_pin(flags.pin, plan),
                                     .program = own_program(),
                                     .remote_program = flags.remote_program,
-                                    .verbosity = flags.verbose ? 1 : 0};
+                                    .verbosity = flags.verbose ? 1 : 0,
+                                    .on_wait = [] {
+                                      if (InterruptGuard::interrupted()) throw Interrupted();
+                                    }};
   std::vector<std::string> hosts;
   for (int rank = 0; rank < plan.world_size(); ++rank) hosts.push_back(plan.rank(rank).host);
   LoadingDisplay display(std::move(hosts));

@@ -55,7 +55,8 @@ std::string describe_size(const parallel::Plan& plan);
 std::string describe_plan(const parallel::Plan& plan, const models::ModelConfig& config);
 
 // Starts the workers and loads the model, showing how far each rank is; with `shape`, a config.json, random
-// weights of it in place of the folder's; with `training`, to train.
+// weights of it in place of the folder's; with `training`, to train. Interrupted by Ctrl-C where an
+// InterruptGuard takes it.
 std::unique_ptr<cluster::Conductor> start(const std::filesystem::path& folder, const parallel::Plan& plan,
                                           const ClusterFlags& flags, const nlohmann::json& shape = {},
                                           const std::optional<cluster::Training>& training = {});

@@ -299,7 +299,9 @@ Conductor::Conductor(ConductorOptions options, const OnLoading& on_loading)
   impl.thread = std::thread([&impl] { impl.loop(); });
 
   std::unique_lock lock(impl.mutex);
-  impl.changed.wait(lock, [&] { return impl.running || impl.lost; });
+  while (!impl.changed.wait_for(lock, limits::interrupt_poll, [&] { return impl.running || impl.lost; })) {
+    if (options.on_wait) options.on_wait();
+  }
   if (impl.lost) rethrow(*impl.lost);
 }
 

@@ -36,6 +36,7 @@ struct ConductorOptions {
   std::filesystem::path program;          // this program, for local workers
   std::string remote_program = "tandem";  // on the other machines
   int verbosity = 0;
+  std::function<void()> on_wait;  // called again and again until all are ready; what it throws ends the start
 };
 
 // Each rank's bytes read and to be read, called while the model loads.
