@@ -21,6 +21,8 @@ inline constexpr milliseconds worker_reap{200};  // from end-of-file to knowing 
 inline constexpr milliseconds conductor_tick{100};
 inline constexpr milliseconds worker_status{5'000};  // from a request's end to every rank's word on it
 inline constexpr milliseconds worker_status_poll{1};
+inline constexpr milliseconds sign_of_life{5'000};     // between two words of a worker, whatever it does
+inline constexpr milliseconds silence{60'000};         // of a worker, after which it counts as stopped
 inline constexpr milliseconds worker_exit{3'000};      // from end-of-file to kill
 inline constexpr milliseconds failure_gathering{400};  // from the first sign of a failure to the verdict
 
@@ -102,7 +104,6 @@ inline constexpr std::size_t overlapping_steps = 2;  // of a lone GPU: one compu
 inline constexpr std::size_t queued_requests = 256;
 inline constexpr std::size_t worker_inbox = 4096;  // messages; more than requests and their cancels can be
 inline constexpr milliseconds interrupt_poll{50};  // how soon Ctrl-C is seen
-inline constexpr std::size_t event_queue = 1u << 16;
 inline constexpr std::size_t stop_strings = 4;
 inline constexpr std::size_t stop_string_bytes = 1024;
 

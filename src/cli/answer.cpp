@@ -115,7 +115,7 @@ Answer print_answer(cluster::Conductor& conductor, const text::Tokenizer& tokeni
                     engine::GenerateRequest request) {
   auto answer = generate(conductor, tokenizer, std::move(request), print_result);
   print_result("\n");
-  fmt::print(stderr, "{}\n", dim(describe_speed(answer)));
+  note("{}\n", dim(describe_speed(answer)));
   return answer;
 }
 

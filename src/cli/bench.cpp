@@ -195,7 +195,7 @@ void run(const BenchFlags& flags) {
   for (int i = 0; i < flags.repeat; ++i) {
     if (flags.prompt > 0) bench.prefill(flags.prompt, figures.prefill);
     if (flags.generate > 0) bench.decode(flags.generate, figures.decode);
-    fmt::print(stderr, "{}\n", dim(fmt::format("repeat {} of {}", i + 1, flags.repeat)));
+    note("{}\n", dim(fmt::format("repeat {} of {}", i + 1, flags.repeat)));
   }
   figures.ranks = conductor->ranks();
   print_result(flags.json ? to_json(figures, ranks_json(*conductor)).dump() + '\n' : describe(figures));

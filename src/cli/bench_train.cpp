@@ -31,7 +31,7 @@ json bench_training(cluster::Conductor& conductor, const BenchTraining& sizes) {
     seconds.push_back(done["seconds"]);
     link_s += done["link_s"].get<double>();
     peak_bytes = done["peak_bytes"];
-    fmt::print(stderr, "{}\n", dim(fmt::format("step {} of {}", i + 1, sizes.repeat)));
+    note("{}\n", dim(fmt::format("step {} of {}", i + 1, sizes.repeat)));
   }
   return {{"tokens", sizes.batch * sizes.tokens},
           {"step_s", seconds},

@@ -32,7 +32,7 @@ void answer_line(cluster::Conductor& conductor, const server::ServedModel& model
     messages.push_back({{"role", "assistant"}, {"content", answer.text}});
   } catch (const InputError& error) {
     messages.erase(messages.size() - 1);
-    fmt::print(stderr, "tandem: {} (/clear forgets what was said)\n", error.what());
+    note("tandem: {} (/clear forgets what was said)\n", error.what());
   }
 }
 
@@ -43,7 +43,7 @@ void chat(cluster::Conductor& conductor, const server::ServedModel& model, const
   // Ctrl-C stops answers (cli/answer.cpp) and drops lines (cli/line_editor.cpp), never the program.
   const InterruptGuard guard;
   LineEditor editor;
-  fmt::print(stderr, "{}\n", dim("Type a message; /help tells more, Ctrl-D leaves."));
+  note("{}\n", dim("Type a message; /help tells more, Ctrl-D leaves."));
   const auto read = [&] {
     InterruptGuard::forget();  // what comes from Enter on is meant for the answer
     return editor.read("> ");
@@ -54,7 +54,7 @@ void chat(cluster::Conductor& conductor, const server::ServedModel& model, const
     if (*line == "/clear") {
       messages = first_messages(options);
     } else if (line->front() == '/') {
-      fmt::print(stderr, "{}", help);
+      note("{}", help);
     } else {
       answer_line(conductor, model, options, messages, *line);
     }

@@ -34,14 +34,14 @@ int run(const DemoFlags& flags) {
   const auto folder = unpack_demo_model(cache_folder());
   const auto model = server::load_served_model(folder, "demo-model");
   const auto plan = make_plan(flags.cluster, model.config);
-  fmt::print(stderr, "{}: {}, {}, split over {}\n{}", bold(model.name), model.config.family,
-             counted(model.config.layers, "layer"), counted(plan.world_size(), "rank"),
-             describe_plan(plan, model.config));
+  note("{}: {}, {}, split over {}\n{}", bold(model.name), model.config.family,
+       counted(model.config.layers, "layer"), counted(plan.world_size(), "rank"),
+       describe_plan(plan, model.config));
   const auto start_model = [&] { return start(folder, plan, flags.cluster); };
   if (flags.serve) return serve_model(flags.server, model, start_model);
   const auto conductor = start_model();
   for (const char* question : questions) ask(*conductor, model, question);
-  fmt::print(stderr, "\n{}", describe_ranks(*conductor));
+  note("\n{}", describe_ranks(*conductor));
   if (stdin_is_terminal()) {
     engine::Sampling sampling;
     sampling.temperature = 0;

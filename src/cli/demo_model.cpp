@@ -80,11 +80,18 @@ fs::path unpack_demo_model(const fs::path& cache) {
   if (error)
     throw InputError(fmt::format("cannot make the folder {}: {}; XDG_CACHE_HOME names another", part.string(),
                                  error.message()));
-  for (const auto& file : embedded_files()) write_file(part / file.name, file.bytes);
+  try {
+    for (const auto& file : embedded_files()) write_file(part / file.name, file.bytes);
+  } catch (...) {
+    fs::remove_all(part, error);
+    throw;
+  }
   fs::remove_all(folder, error);
   fs::rename(part, folder, error);
   if (error && !is_complete(folder)) {  // unless another process was faster
-    throw InputError(fmt::format("cannot make the folder {}: {}", folder.string(), error.message()));
+    const auto why = error.message();
+    fs::remove_all(part, error);
+    throw InputError(fmt::format("cannot make the folder {}: {}", folder.string(), why));
   }
   fs::remove_all(part, error);
   return folder;

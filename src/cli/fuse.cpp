@@ -20,8 +20,7 @@ struct FuseFlags {
 };
 
 void print_report(const FuseFlags& flags, const models::FuseProgress& done) {
-  fmt::print(stderr, "added the adapter to {} matrices, {} in all\n", done.fused,
-             format_bytes(done.there_bytes));
+  note("added the adapter to {} matrices, {} in all\n", done.fused, format_bytes(done.there_bytes));
   const nlohmann::json object{{"folder", flags.out}, {"matrices", done.fused}, {"bytes", done.there_bytes}};
   print_result(
       (flags.json ? object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) : flags.out) +

@@ -13,7 +13,7 @@ void run(bool json) {
   if (json) {
     print_result(models_json(models).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + '\n');
   } else if (models.empty()) {
-    fmt::print(stderr, "no models in {}; tandem pull ORG/NAME downloads one\n", hub_cache().string());
+    note("no models in {}; tandem pull ORG/NAME downloads one\n", hub_cache().string());
   } else {
     print_result(models_table(models));
   }

@@ -77,6 +77,7 @@ int run_program(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   open_standard_descriptors();
+  ::signal(SIGXFSZ, SIG_IGN);  // a file that may grow no further is a failed write, as a full disk is
   try {
     // The conductor's side of `ssh host tandem worker`; not a verb for users.
     if (argc == 2 && std::string_view(argv[1]) == "worker")
@@ -87,20 +88,20 @@ int main(int argc, char** argv) {
   } catch (const tandem::cli::Interrupted&) {
     return tandem::cli::exit_interrupted;
   } catch (const tandem::InputError& error) {
-    fmt::print(stderr, "tandem: {}\n", error.what());
+    tandem::cli::note("tandem: {}\n", error.what());
     return exit_input;
   } catch (const tandem::ClusterError& error) {
-    fmt::print(stderr, "tandem: {}\n", error.what());
+    tandem::cli::note("tandem: {}\n", error.what());
     return exit_lost;
   } catch (const tandem::DownloadError& error) {
-    fmt::print(stderr, "tandem: {}\n", error.what());
+    tandem::cli::note("tandem: {}\n", error.what());
     return exit_lost;
   } catch (const tandem::cli::OutputError& error) {
     if (error.broken_pipe()) return exit_pipe;
-    fmt::print(stderr, "tandem: {}\n", error.what());
+    tandem::cli::note("tandem: {}\n", error.what());
     return exit_lost;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "tandem: unexpected: {}\n", error.what());
+    tandem::cli::note("tandem: unexpected: {}\n", error.what());
     return exit_lost;
   }
 }

@@ -48,19 +48,19 @@ void print_report(const QuantizeFlags& flags, const models::QuantizeReport& repo
   const auto& progress = report.progress;
   const auto peak = hardware::process_memory().peak_bytes;
   if (!report.unused.empty()) {
-    fmt::print(stderr, "left out: {} that the model does not compute with, as {}\n",
-               counted(report.unused.size(), "tensor"), report.unused.front());
+    note("left out: {} that the model does not compute with, as {}\n",
+         counted(report.unused.size(), "tensor"), report.unused.front());
   }
   if (!report.indivisible.empty()) {
-    fmt::print(stderr, "left as they are, their inputs being no multiple of {}: {}\n", flags.group,
-               fmt::join(report.indivisible, ", "));
+    note("left as they are, their inputs being no multiple of {}: {}\n", flags.group,
+         fmt::join(report.indivisible, ", "));
   }
-  fmt::print(stderr, "{} in {}, {:.2f} bits a weight; wrote {} in {:.1f} s, {}/s\n",
-             format_bytes(progress.total_bytes), counted(progress.shards, "shard"), bits_a_weight(report),
-             format_bytes(progress.written_bytes), seconds,
-             format_bytes(static_cast<std::uint64_t>(static_cast<double>(progress.written_bytes) / seconds)));
-  fmt::print(stderr, "peak memory {}, largest tensor read {}\n", format_bytes(peak),
-             format_bytes(report.largest_piece_bytes));
+  note("{} in {}, {:.2f} bits a weight; wrote {} in {:.1f} s, {}/s\n", format_bytes(progress.total_bytes),
+       counted(progress.shards, "shard"), bits_a_weight(report), format_bytes(progress.written_bytes),
+       seconds,
+       format_bytes(static_cast<std::uint64_t>(static_cast<double>(progress.written_bytes) / seconds)));
+  note("peak memory {}, largest tensor read {}\n", format_bytes(peak),
+       format_bytes(report.largest_piece_bytes));
   if (!flags.json) return print_result(flags.out + '\n');
   const nlohmann::json object{{"folder", flags.out},
                               {"bits", flags.bits},

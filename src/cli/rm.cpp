@@ -17,8 +17,8 @@ struct RmFlags {
 };
 
 bool agreed(const weights::Removal& removal) {
-  fmt::print(stderr, "{}remove {}, which frees {}? [y/N] ", models_table(removal.models),
-             removal.models.size() == 1 ? "it" : "all of them", format_bytes(removal.bytes));
+  note("{}remove {}, which frees {}? [y/N] ", models_table(removal.models),
+       removal.models.size() == 1 ? "it" : "all of them", format_bytes(removal.bytes));
   std::fflush(stderr);
   std::string answer;
   std::getline(std::cin, answer);
@@ -31,11 +31,11 @@ void run(const RmFlags& flags) {
     throw InputError("nobody is there to ask on stdin: give --yes to remove it without a question");
   }
   if (!flags.yes && !agreed(removal)) {
-    fmt::print(stderr, "nothing is removed\n");
+    note("nothing is removed\n");
     return;
   }
   weights::remove(removal);
-  fmt::print(stderr, "removed {}, {} freed\n", flags.model, format_bytes(removal.bytes));
+  note("removed {}, {} freed\n", flags.model, format_bytes(removal.bytes));
 }
 
 }  // namespace

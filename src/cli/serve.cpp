@@ -21,7 +21,7 @@ int run(const ServeFlags& flags) {
   const auto plan = make_plan(flags.cluster, model.config);
   return serve_model(flags.server, model, [&] {
     auto conductor = start(folder, plan, flags.cluster);
-    fmt::print(stderr, "{}", describe_ranks(*conductor));
+    note("{}", describe_ranks(*conductor));
     return conductor;
   });
 }
@@ -38,7 +38,7 @@ int serve_model(const server::ServerOptions& options, const server::ServedModel&
                 const std::function<std::unique_ptr<cluster::Conductor>()>& start) {
   return server::serve(options, model, start, [&](std::uint16_t port) {
     const bool v6 = options.host.find(':') != std::string::npos;
-    fmt::print(stderr, "listening on http://{}:{}\n", v6 ? "[" + options.host + "]" : options.host, port);
+    note("listening on http://{}:{}\n", v6 ? "[" + options.host + "]" : options.host, port);
   });
 }
 

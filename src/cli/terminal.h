@@ -1,14 +1,25 @@
 // What the user sees: units and tables. Results go to stdout, all else to stderr.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace tandem::cli {
+
+// To stderr, whether or not it still takes anything: no work ends because nobody reads of it.
+template <typename... T>
+void note(fmt::format_string<T...> format, T&&... arguments) {
+  const std::string text = fmt::format(format, std::forward<T>(arguments)...);
+  (void)std::fwrite(text.data(), 1, text.size(), stderr);
+}
 
 bool stdin_is_terminal();
 bool stderr_is_terminal();

@@ -60,9 +60,9 @@ void train(const TokenizerFlags& flags) {
   if (!fs::exists(out / "chat_template.jinja")) write_file(out / "chat_template.jinja", chat_template);
   write_file(out / "tokenizer.json", tokenizer);
   const auto tokens = json::parse(tokenizer)["model"]["vocab"].size();
-  fmt::print(stderr, "{} tokens of {} texts\n", tokens, texts);
+  note("{} tokens of {} texts\n", tokens, texts);
   if (tokens < static_cast<std::size_t>(flags.vocabulary))
-    fmt::print(stderr, "the texts have no more than {} tokens that occur twice\n", tokens);
+    note("the texts have no more than {} tokens that occur twice\n", tokens);
   print_result((out / "tokenizer.json").string() + '\n');
 }
 

@@ -57,20 +57,18 @@ int run(const TrainFlags& flags) {
   const auto count = texts.size();
   std::vector<train::Sequence> valid;
   if (fs::exists(data / "valid.jsonl")) valid = reader.read(data / "valid.jsonl");
-  if (reader.cut() > 0)
-    fmt::print(stderr, "{} cut after {} tokens\n", counted(reader.cut(), "text"), flags.longest);
+  if (reader.cut() > 0) note("{} cut after {} tokens\n", counted(reader.cut(), "text"), flags.longest);
   train::Batches batches(std::move(texts), flags.batch_size, flags.training.seed);
   write_beside(flags, folder);
-  fmt::print(stderr, "{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),
-             fmt::format("{} batch{}", batches.in_an_epoch(), batches.in_an_epoch() == 1 ? "" : "es"),
-             valid.size(), counted(flags.iters, "step"), describe_size(plan));
+  note("{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),
+       fmt::format("{} batch{}", batches.in_an_epoch(), batches.in_an_epoch() == 1 ? "" : "es"), valid.size(),
+       counted(flags.iters, "step"), describe_size(plan));
   const auto shape = flags.training.from_scratch ? unquantised_config(folder) : nlohmann::json();
   const InterruptGuard guard;
   TrainRun run(flags, folder, facts_of(flags, plan, count));
   bool complete = last_checkpoint(flags) >= flags.iters;
   if (complete)
-    fmt::print(stderr, "nothing is left to do: {} steps of --iters {} are done\n", last_checkpoint(flags),
-               flags.iters);
+    note("nothing is left to do: {} steps of --iters {} are done\n", last_checkpoint(flags), flags.iters);
   for (int lost = 0; !complete; ++lost) {
     try {
       const auto conductor = start(folder, plan, flags.cluster, shape, training);
@@ -78,10 +76,10 @@ int run(const TrainFlags& flags) {
       break;
     } catch (const ClusterError& error) {
       if (lost == flags.restarts || InterruptGuard::interrupted()) throw;
-      fmt::print(stderr, "{}; starting the group again\n", error.what());
+      note("{}; starting the group again\n", error.what());
     }
   }
-  if (!complete) fmt::print(stderr, "stopped after step {}; --resume goes on\n", last_checkpoint(flags));
+  if (!complete) note("stopped after step {}; --resume goes on\n", last_checkpoint(flags));
   print_result(flags.json ? run.summary().dump() + '\n' : flags.out + '\n');
   return complete ? 0 : exit_interrupted;
 }

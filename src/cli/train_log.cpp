@@ -52,7 +52,7 @@ void TrainLog::write_report() {
 }
 
 void TrainLog::warn(const std::string& why) {
-  if (!warned_) fmt::print(stderr, "{}: {}; training goes on without\n", folder_.string(), why);
+  if (!warned_) note("{}: {}; training goes on without\n", folder_.string(), why);
   warned_ = true;
 }
 

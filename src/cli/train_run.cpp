@@ -18,7 +18,7 @@ bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
   if (done > 0) {
     conductor.carry_out({{"restore", {{"file", checkpoint_file(flags_, done).string()}}}});
     batches.skip(done * flags_.accumulation);
-    fmt::print(stderr, "going on after step {}\n", done);
+    note("going on after step {}\n", done);
   }
   nll_ = seconds_ = link_s_ = 0;
   tokens_ = 0;
@@ -52,7 +52,7 @@ void TrainRun::step(int number, train::Batches& batches) {
   peak_bytes_ = done["peak_bytes"];
   if (done["skipped"]) {
     ++skipped_;
-    fmt::print(stderr, "step {}: the gradient is not finite; the step is left out on every rank\n", number);
+    note("step {}: the gradient is not finite; the step is left out on every rank\n", number);
     return;
   }
   nll_ += done["sum_nll"].get<double>();
@@ -112,8 +112,8 @@ void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
   }
   if (tokens == 0) return;
   last_valid_ = nll / static_cast<double>(tokens);
-  fmt::print(stderr, "step {:>{}} of {}  validation loss {:.4f}\n", number,
-             std::to_string(flags_.iters).size(), flags_.iters, last_valid_);
+  note("step {:>{}} of {}  validation loss {:.4f}\n", number, std::to_string(flags_.iters).size(),
+       flags_.iters, last_valid_);
   log_.note({{"step", number}, {"valid_loss", last_valid_}});
 }
 

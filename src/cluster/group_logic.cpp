@@ -180,7 +180,7 @@ std::vector<Action> take_line(GroupState& state, const Line& line, std::int64_t 
 // While no one looked (the conductor was stopped, or its terminal) no rank was silent.
 void look(GroupState& state, std::int64_t now_ms) {
   const auto blind_ms = now_ms - std::exchange(state.looked_ms, now_ms);
-  if (blind_ms < sign_of_life.count()) return;
+  if (blind_ms < limits::sign_of_life.count()) return;
   for (auto& rank : state.ranks) rank.heard_ms += blind_ms;
 }
 
@@ -189,9 +189,9 @@ void find_silent(GroupState& state, std::int64_t now_ms) {
   using enum Phase;
   if (state.phase != joining && state.phase != measuring && state.phase != running) return;
   for (auto& rank : state.ranks) {
-    if (now_ms - rank.heard_ms < silence.count()) continue;
-    fail(rank, {"internal",
-                fmt::format("the worker has said nothing for {} s: is it stopped?", silence.count() / 1000)});
+    if (now_ms - rank.heard_ms < limits::silence.count()) continue;
+    fail(rank, {"internal", fmt::format("the worker has said nothing for {} s: is it stopped?",
+                                        limits::silence.count() / 1000)});
     start_failing(state, now_ms);
   }
 }

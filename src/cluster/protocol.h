@@ -21,11 +21,6 @@ namespace tandem::cluster {
 
 inline constexpr int protocol_version = 7;
 
-// A worker says "alive" that often, whatever it computes or waits for; one that says nothing for `silence` is
-// stopped.
-inline constexpr std::chrono::milliseconds sign_of_life = limits::idle_step;
-inline constexpr std::chrono::milliseconds silence = 2 * limits::worker_start;
-
 // How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
 // whole model.
 struct Training {

@@ -113,7 +113,7 @@ int serve(const ServerOptions& options, const ServedModel& model,
   // On the conductor's thread, perhaps as this function returns: nothing of its stack is used.
   conductor->on_lost([context, service](const std::string& message) {
     asio::post(*context, [context, service, message] {
-      fmt::print(stderr, "tandem: {}\n", message);
+      std::fputs(fmt::format("tandem: {}\n", message).c_str(), stderr);
       service->exit_code = 1;
       // The answers under way get a moment to say so.
       const auto farewell = std::make_shared<asio::steady_timer>(*context, limits::http_farewell);

@@ -157,14 +157,14 @@ std::vector<Action> wait_with(Group& group, std::int64_t time_ms, int silent) {
 TEST(GroupLogicTest, AGroupWhoseRanksAreAliveMayTakeForEver) {
   for (auto& group : begun_groups(2)) {
     const auto phase = group.state.phase;
-    EXPECT_TRUE(wait_with(group, 100 * silence.count(), -1).empty());
+    EXPECT_TRUE(wait_with(group, 100 * limits::silence.count(), -1).empty());
     EXPECT_EQ(group.state.phase, phase);
   }
 }
 
 TEST(GroupLogicTest, ARankThatIsStoppedIsNamedInEveryPhase) {
   for (auto& group : begun_groups(3)) {
-    EXPECT_TRUE(wait_with(group, silence.count() - 1000, 1).empty());
+    EXPECT_TRUE(wait_with(group, limits::silence.count() - 1000, 1).empty());
     const auto actions = wait_with(group, 2000, 1);
     ASSERT_EQ(actions.size(), 1u);
     EXPECT_EQ(std::get<GiveUp>(actions[0]).message,
@@ -174,9 +174,9 @@ TEST(GroupLogicTest, ARankThatIsStoppedIsNamedInEveryPhase) {
 
 TEST(GroupLogicTest, NoRankIsBlamedForTheTimeInWhichNoOneListened) {
   for (auto& group : begun_groups(2)) {
-    group.now_ms += 100 * silence.count();
+    group.now_ms += 100 * limits::silence.count();
     EXPECT_TRUE(group.happens(Tick{}).empty());
-    EXPECT_TRUE(wait_with(group, silence.count() - 1000, 0).empty());
+    EXPECT_TRUE(wait_with(group, limits::silence.count() - 1000, 0).empty());
     EXPECT_EQ(wait_with(group, 2000, 0).size(), 1u);
   }
 }
