@@ -76,22 +76,22 @@ void ProgressBar::show(const BytesDone& done) {
   if (now - shown_ < (terminal ? redraw_every : line_every)) return;
   shown_ = now;
   if (!terminal) {
-    note("  {}\n", progress_line(done, speed_.bytes_per_s()));
+    cli::note("  {}\n", progress_line(done, speed_.bytes_per_s()));
     return;
   }
-  note("\r\033[K{}", bar_line(done, speed_.bytes_per_s(), stderr_size().columns));
+  cli::note("\r\033[K{}", bar_line(done, speed_.bytes_per_s(), stderr_size().columns));
   std::fflush(stderr);
   on_screen_ = true;
 }
 
 void ProgressBar::note(const std::string& line) {
   clear();
-  note("  {}\n", line);
+  cli::note("  {}\n", line);
 }
 
 void ProgressBar::clear() {
   if (!on_screen_) return;
-  note("\r\033[K");
+  cli::note("\r\033[K");
   on_screen_ = false;
 }
 

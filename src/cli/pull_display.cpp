@@ -20,8 +20,8 @@ void PullDisplay::planned(const std::string& commit, const std::vector<weights::
   name_width_ = std::min(name_width_, longest_name);
   const auto here = progress.present_files == progress.files ? std::string("all here already")
                                                              : format_bytes(progress.present_bytes) + " here";
-  note("{}: commit {}, {}, {}, {}\n", bold(model_), commit.substr(0, 12), counted(progress.files, "file"),
-       format_bytes(progress.total_bytes), here);
+  cli::note("{}: commit {}, {}, {}, {}\n", bold(model_), commit.substr(0, 12),
+            counted(progress.files, "file"), format_bytes(progress.total_bytes), here);
 }
 
 void PullDisplay::progress(const weights::PullProgress& progress) {

@@ -4,6 +4,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "cli/terminal.h"
 #include "hardware/machine.h"
 #include "train/report.h"
 
@@ -52,7 +53,7 @@ void TrainLog::write_report() {
 }
 
 void TrainLog::warn(const std::string& why) {
-  if (!warned_) note("{}: {}; training goes on without\n", folder_.string(), why);
+  if (!warned_) cli::note("{}: {}; training goes on without\n", folder_.string(), why);
   warned_ = true;
 }
 
