@@ -29,7 +29,9 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
   return {{"Model", flags.model},
           {"Data", fmt::format("{}: {}", flags.data, counted(texts, "text"))},
           {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
-          {"Split", describe_size(plan) + (plan.world_size() > 1 ? ", " + flags.parallel : "")},
+          {"Split", describe_size(plan) + (plan.stages.size() > 1  ? ", pp"
+                                           : plan.world_size() > 1 ? ", " + flags.parallel
+                                                                   : "")},
           {"Steps", fmt::format("{} of {} times {}", flags.iters, flags.accumulation,
                                 counted(flags.batch_size, "text"))},
           {"Optimizer",

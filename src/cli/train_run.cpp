@@ -101,10 +101,12 @@ void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
         {{"evaluate",
           {{"sequences", cluster::sequences_to_json({at(first), at(std::min(count, first + each))})}}}});
     if (done["sum_nll"].is_null()) {
-      fmt::print(stderr,
-                 "step {}: the validation loss is not finite: the run has diverged; go on from an earlier "
-                 "result with a smaller --learning-rate\n",
-                 number - 1);
+      note(
+          "step {}: the validation loss is not finite: the run has diverged; go on from an earlier result "
+          "with "
+          "a smaller --learning-rate\n",
+          number);
+      last_valid_ = 0;
       return;
     }
     nll += done["sum_nll"].get<double>();

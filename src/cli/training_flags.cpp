@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "parallel/shard.h"
 
 namespace tandem::cli {
 
@@ -21,6 +22,31 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
                 "Training keeps each layer's input alone and computes the rest anew");
 }
 
+namespace {
+
+std::vector<parallel::Shard> shards_of(const parallel::Stage& stage, const models::ModelConfig& config) {
+  std::vector<double> shares;
+  for (const auto& rank : stage.ranks) shares.push_back(rank.share);
+  std::vector<parallel::Shard> shards;
+  for (int i = 0; i < static_cast<int>(shares.size()); ++i)
+    shards.push_back(parallel::shard_of(config.sizes, shares, i));
+  return shards;
+}
+
+// A key/value head that two ranks hold would have a part of its gradient on each.
+void check_kv_heads(const parallel::Stage& stage, const models::ModelConfig& config) {
+  if (config.sizes.latent > 0) return;
+  int held = 0;
+  for (const auto& shard : shards_of(stage, config)) held += shard.kv_heads.size();
+  if (held == config.sizes.kv_heads) return;
+  throw InputError(fmt::format(
+      "{} key/value heads cannot be split over {} ranks by their shares without a copy, which training "
+      "does not do yet: take --parallel dp or pp, or other --ranks or shares",
+      config.sizes.kv_heads, stage.ranks.size()));
+}
+
+}  // namespace
+
 parallel::Plan make_training_plan(ClusterFlags flags, const std::string& parallel,
                                   const models::ModelConfig& config) {
   if (parallel == "pp" && flags.plan.empty()) flags.plan = "pp";
@@ -34,21 +60,16 @@ cluster::Training split_training(cluster::Training training, const std::string& 
     throw InputError("--parallel dp: the plan has pipeline stages: leave --plan out, or take --parallel pp");
   training.replicas = parallel == "dp" ? plan.world_size() : 1;
   if (parallel == "dp") return training;
-  for (const auto& stage : plan.stages) {
-    const int ranks = static_cast<int>(stage.ranks.size());
-    if (config.sizes.latent == 0 && config.sizes.kv_heads % ranks != 0) {
-      throw InputError(
-          fmt::format("{} key/value heads cannot be split over {} ranks without a copy, which training "
-                      "does not do yet: take --parallel dp or pp, or other --ranks",
-                      config.sizes.kv_heads, ranks));
-    }
-  }
+  if (parallel == "pp" && !staged && plan.world_size() > 1)
+    throw InputError("--parallel pp: the plan has one stage: leave --plan out, or give a file with several");
+  for (const auto& stage : plan.stages) check_kv_heads(stage, config);
   if (staged && config.tied_embeddings &&
-      plan.stages.front().ranks.size() != plan.stages.back().ranks.size()) {
-    throw InputError(fmt::format(
-        "the embedding is the output matrix too, and the first stage has {} ranks, the last {}: give "
-        "them as many",
-        plan.stages.front().ranks.size(), plan.stages.back().ranks.size()));
+      shards_of(plan.stages.front(), config).front().vocabulary_sizes !=
+          shards_of(plan.stages.back(), config).front().vocabulary_sizes) {
+    throw InputError(
+        "the embedding is the output matrix too: give the plan's last stage as many ranks as its first, and "
+        "the "
+        "same shares");
   }
   return training;
 }

@@ -62,7 +62,7 @@ void ControlChannel::read_lines() {
   auto told = steady_clock::now();
   while (true) {
     pollfd input{STDIN_FILENO, POLLIN, 0};
-    const bool comes = ::poll(&input, 1, static_cast<int>(limits::sign_of_life.count())) != 0;
+    const bool comes = ::poll(&input, 1, static_cast<int>(limits::sign_of_life.count())) > 0;
     if (const auto now = steady_clock::now(); now - told >= limits::sign_of_life) {
       if (written(std::chrono::milliseconds(0))) send({{"alive", json::object()}});
       told = now;

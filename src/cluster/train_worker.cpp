@@ -22,6 +22,7 @@ namespace {
 
 namespace mx = mlx::core;
 using nlohmann::json;
+using std::chrono::milliseconds;
 
 constexpr float first_loss_scale = 1 << 16;
 
@@ -133,7 +134,6 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
                                                                        .keys = training.lora_keys,
                                                                        .seed = training.seed,
                                                                        .activations = activations});
-  check_keys(training.lora_keys, *adapted, ranks.world);
   return adapted;
 }
 
@@ -177,6 +177,7 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
   LoadTeller teller([&](const Progress& progress) { channel.send({{"progress", progress}}); });
   const auto begin = std::chrono::steady_clock::now();
   auto trainable = load(training, model, shard, {planned.first_layer, planned.end_layer}, ranks, teller);
+  const auto* lora = dynamic_cast<const train::LoraModel*>(trainable.get());
   model.source->finish();
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
   teller.finish();
@@ -196,6 +197,8 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
                                 .received_bytes = model.source->received_bytes(),
                                 .load_s = time.count()}}});
   parallel::set_timeout(world, limits::train_collective);
+  // Now that nothing else is under way.
+  if (lora != nullptr) check_keys(training.lora_keys, *lora, world);
   TrainWork work(world, std::move(trainer));
   while (true) {
     json order = json::object();
@@ -204,6 +207,10 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
       if (const auto message = channel.receive(limits::idle_step)) order = message->at("train");
     }
     order = json::from_cbor(parallel::broadcast(world, json::to_cbor(order), 0));
+    // Rank 0 writes or reads everything, one rank's after the other's, and the others may wait for it until
+    // the next order.
+    const bool by_file = order.contains("save") || order.contains("keep") || order.contains("restore");
+    parallel::set_timeout(world, by_file ? milliseconds(limits::kept_slices) : limits::train_collective);
     const json answer = work.carry_out(order);
     if (world.rank() == 0 && !order.empty()) channel.send({{"trained", answer}});
   }

@@ -280,14 +280,15 @@ bool has_heads(const mx::array& x, int head_dim) {
 mx::array rotate_on_gpu(const mx::array& x, const Angles& angles, int head_dim, mx::Stream s) {
   // For few dims MLX 0.32.4 asks CUDA for more threads along the rows than it allows.
   constexpr int few_dims = 32, most_rows = 64;
-  if (angles.dims < few_dims && x.shape(0) > most_rows) {
-    Angles first = angles, rest = angles;
-    first.positions = mx::slice(angles.positions, {0}, {most_rows}, s);
-    rest.positions = mx::slice(angles.positions, {most_rows}, {x.shape(0)}, s);
-    return mx::concatenate(
-        {rotate_on_gpu(mx::slice(x, {0, 0}, {most_rows, x.shape(1)}, s), first, head_dim, s),
-         rotate_on_gpu(mx::slice(x, {most_rows, 0}, {x.shape(0), x.shape(1)}, s), rest, head_dim, s)},
-        0, s);
+  if (const int rows = x.shape(0); angles.dims < few_dims && rows > most_rows) {
+    std::vector<mx::array> parts;
+    for (int first = 0; first < rows; first += most_rows) {
+      const int end = std::min(rows, first + most_rows);
+      Angles own = angles;
+      own.positions = mx::slice(angles.positions, {first}, {end}, s);
+      parts.push_back(rotate_on_gpu(mx::slice(x, {first, 0}, {end, x.shape(1)}, s), own, head_dim, s));
+    }
+    return mx::concatenate(parts, 0, s);
   }
   const mx::array heads = mx::reshape(x, {x.shape(0), x.shape(1) / head_dim, 1, head_dim}, s);
   const mx::array y = mx::reshape(mx::fast::rope(heads, angles.dims, angles.pairs, std::nullopt, 1.0F,

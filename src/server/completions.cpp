@@ -146,9 +146,9 @@ class AnswerWriter {
 }  // namespace
 
 asio::awaitable<void> complete(Exchange& exchange, CompletionRequest request, cluster::Conductor& conductor,
-                               const ServedModel& model, std::shared_ptr<asio::io_context> context) {
+                               const ServedModel& model, std::shared_ptr<asio::io_context> context,
+                               asio::thread_pool& tokenizing) {
   // A long text takes seconds to become tokens, in which others are served.
-  static asio::thread_pool tokenizing(1);
   auto generate = co_await asio::co_spawn(
       tokenizing, [&]() -> asio::awaitable<engine::GenerateRequest> { co_return to_engine(request, model); },
       asio::use_awaitable);

@@ -6,6 +6,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <chrono>
 #include <csignal>
 #include <memory>
@@ -26,6 +27,7 @@ struct Service {
   cluster::Conductor& conductor;
   const ServedModel& model;
   std::shared_ptr<asio::io_context> context;
+  std::shared_ptr<asio::thread_pool> tokenizing;
   std::int64_t created = 0;  // seconds since 1970
   std::size_t running = 0;   // requests, waiting ones included
   int exit_code = 0;
@@ -60,7 +62,8 @@ asio::awaitable<void> complete_bounded(Service& service, Exchange& exchange, boo
   const auto body = parse_body(exchange.body());
   const auto defaults = service.model.default_sampling(/*temperature=*/1);
   auto request = chat ? parse_chat_request(body, defaults) : parse_text_request(body, defaults);
-  co_await complete(exchange, std::move(request), service.conductor, service.model, service.context);
+  co_await complete(exchange, std::move(request), service.conductor, service.model, service.context,
+                    *service.tokenizing);
 }
 
 asio::awaitable<void> route(Service& service, Exchange& exchange) {
@@ -103,8 +106,9 @@ int serve(const ServerOptions& options, const ServedModel& model,
   const auto acceptor = bind(*context, options.host, options.port);
   conductor = start();
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const auto service = std::make_shared<Service>(
-      Service{*conductor, model, context, std::chrono::duration_cast<std::chrono::seconds>(now).count()});
+  const auto service =
+      std::make_shared<Service>(Service{*conductor, model, context, std::make_shared<asio::thread_pool>(1),
+                                        std::chrono::duration_cast<std::chrono::seconds>(now).count()});
   listen(acceptor, [service](Exchange& exchange) { return route(*service, exchange); });
   asio::signal_set signals(*context, SIGINT, SIGTERM);
   signals.async_wait([&](const auto& error, int) {
@@ -123,6 +127,8 @@ int serve(const ServerOptions& options, const ServedModel& model,
   on_listening(acceptor->local_endpoint().port());
   context->run();
   conductor->on_lost({});
+  service->tokenizing->stop();
+  service->tokenizing->join();
   return service->exit_code;
 }
 

@@ -58,14 +58,7 @@ Sequence TextReader::of_text(const std::string& text) const {
   return sequence;
 }
 
-Sequence TextReader::of_ids(const ordered_json& ids) const {
-  Sequence sequence{ids.get<std::vector<int>>(), 1};
-  for (const int id : sequence.ids) {
-    if (id < 0 || id >= vocabulary_)
-      throw InputError(fmt::format("id {} is not below the model's vocabulary of {}", id, vocabulary_));
-  }
-  return sequence;
-}
+Sequence TextReader::of_ids(const ordered_json& ids) const { return {ids.get<std::vector<int>>(), 1}; }
 
 Sequence TextReader::sequence_of(const ordered_json& line) const {
   if (!line.is_object()) throw InputError("it is no JSON object");
@@ -109,7 +102,8 @@ std::vector<std::string> spoken_texts(const ordered_json& line) {
     if (line.contains(key)) texts.push_back(string_at(line, key));
   if (line.contains("messages")) {
     for (const auto& message : line["messages"])
-      if (message.is_object() && message.contains("content")) texts.push_back(string_at(message, "content"));
+      if (message.is_object() && message.contains("content") && message["content"].is_string())
+        texts.push_back(message["content"].get<std::string>());  // null where it calls a tool
   }
   return texts;
 }
@@ -119,6 +113,10 @@ std::vector<Sequence> TextReader::read(const std::filesystem::path& file) {
   for_each_line(file, [&](const ordered_json& line) {
     sequences.push_back(sequence_of(line));
     auto& ids = sequences.back().ids;
+    for (const int id : ids) {
+      if (id < 0 || id >= vocabulary_)
+        throw InputError(fmt::format("id {} is not below the model's vocabulary of {}", id, vocabulary_));
+    }
     if (static_cast<int>(ids.size()) > options_.longest) {
       ids.resize(static_cast<std::size_t>(options_.longest));
       ++cut_;

@@ -4,6 +4,7 @@
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -68,7 +69,7 @@ double Trainer::total(const mx::array& nll) const {
 void Trainer::adapt_loss_scale(bool finite) {
   auto& [scale, steps] = loss_scale_;
   if (!finite || ++steps == loss_scale_steps) {
-    scale *= finite ? 2.0F : 0.5F;
+    if (scale > 0) scale = std::clamp(finite ? scale * 2 : scale / 2, 1.0F, largest_loss_scale);
     steps = 0;
   }
 }

@@ -30,6 +30,7 @@ struct TrainerOptions {
 };
 
 constexpr int loss_scale_steps = 1000;
+constexpr float largest_loss_scale = 1 << 24;
 
 struct StepResult {
   double sum_nll = 0;  // over all tokens that count, of all ranks

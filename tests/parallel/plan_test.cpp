@@ -133,6 +133,14 @@ TEST(Plan, RanksHandRowsFromStageToStage) {
         EXPECT_EQ(place.stage, stage);
         EXPECT_EQ(place.rank, i);
         EXPECT_EQ(place.leaders.back(), plan.world_size() - sizes.back());
+        EXPECT_EQ(place.leaders.size(), sizes.size());
+        EXPECT_EQ(plan.place(place.leaders[stage]).stage, stage);
+        EXPECT_EQ(plan.place(place.leaders[stage]).rank, 0);
+        EXPECT_EQ(place.gradient_source < 0, place.last());
+        for (int other = 0; other < plan.world_size(); ++other) {
+          const auto& targets = plan.place(other).gradient_targets;
+          EXPECT_EQ(std::count(targets.begin(), targets.end(), rank), other == place.gradient_source ? 1 : 0);
+        }
         EXPECT_EQ(place.source < 0, stage == 0);
         if (stage > 0) {
           EXPECT_EQ(plan.place(place.source).stage, stage - 1);

@@ -3,9 +3,10 @@ import json
 import shutil
 import socket
 import struct
+import subprocess
 
 import pytest
-from conftest import DEMO_MODEL, run_tandem
+from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S, run_tandem
 
 
 @pytest.fixture
@@ -119,9 +120,6 @@ def test_wrong_command(name):
 
 
 def run_bytes(args):
-    import subprocess
-
-    from conftest import PROGRAM
     return subprocess.run([PROGRAM.encode(), *(a if isinstance(a, bytes) else a.encode() for a in args)],
                           stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
 
@@ -145,6 +143,21 @@ def test_wrong_plan(tmp_path, name):
     assert done.returncode == 2
     for word in words:
         assert word in message
+
+
+def test_json_that_nests_too_deep(tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"stages": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    done = run_tandem("run", DEMO_MODEL, "Hi", "--plan", plan)
+    assert done.returncode == 2 and b"plan.json is nested deeper than" in done.stderr, done.stderr
+
+
+def test_a_full_stderr_costs_nothing():
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run([PROGRAM, "run", DEMO_MODEL, "What is 27 + 15?", "--ranks", "2", "--device", "cpu"],
+                                stdout=subprocess.PIPE, stderr=full, timeout=TIMEOUT_S)
+        assert answer.returncode == 0 and b"42" in answer.stdout
+        assert subprocess.run([PROGRAM, "run", "/no/model", "Hi"], stderr=full, timeout=TIMEOUT_S).returncode == 2
 
 
 def test_port_in_use():

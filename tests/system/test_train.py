@@ -324,7 +324,12 @@ def test_stages_learn_as_one_rank_does(tmp_path):
 
 def test_splits_that_training_has_not_are_refused(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
+    plan = tmp_path / "plan.json"
+    ranks = [{"host": "local", "share": share} for share in (3, 5)]  # whose parts both need a key/value head
+    plan.write_text(json.dumps({"stages": [{"layers": [0, 6], "ranks": ranks}]}))
     for split, why in {("--parallel", "dp", "--plan", "pp", "--ranks", 2): b"leave --plan out",
+                       ("--parallel", "pp", "--plan", "tp", "--ranks", 2): b"leave --plan out",
+                       ("--plan", plan): b"without a copy",
                        ("--lora-keys", "self_attn.x_proj", "--parallel", "pp", "--ranks", 2): b"self_attn.q_proj"}.items():
         done = train_some(data, tmp_path / "out", "--iters", 1, *split)
         assert done.returncode == 2 and why in done.stderr, done.stderr.decode()
