@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -15,13 +16,24 @@ std::shared_ptr<CLI::Formatter> help_formatter();
 // For the options of a verb that say which workers it has: a group of their own, after the verb's.
 inline constexpr const char* cluster_group = "Cluster";
 
-// An option's least value.
+// An option's least value; neither NaN nor infinity.
 template <typename Number>
 CLI::Validator at_least(Number least) {
   const auto check = [least](const std::string& text) {
     Number value{};
-    const bool allowed = CLI::detail::lexical_cast(text, value) && value >= least;
+    const bool allowed = CLI::detail::lexical_cast(text, value) && value >= least &&
+                         value <= std::numeric_limits<Number>::max();
     return allowed ? std::string() : fmt::format("{} is not allowed: give {} or more", text, least);
+  };
+  return CLI::Validator(check, "");
+}
+
+// From 0 on, below 1.
+inline CLI::Validator below_one() {
+  const auto check = [](const std::string& text) {
+    double value = 0;
+    const bool allowed = CLI::detail::lexical_cast(text, value) && value >= 0 && value < 1;
+    return allowed ? std::string() : fmt::format("{} is not allowed: give 0 or more, below 1", text);
   };
   return CLI::Validator(check, "");
 }

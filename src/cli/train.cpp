@@ -90,8 +90,11 @@ void add_lora_flags(CLI::App& verb, cluster::Training& training) {
   verb.add_option("--lora-rank", training.lora_rank, "Of each adapter's two matrices")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  verb.add_option("--lora-scale", training.lora_scale, "Multiplies what adapters add")->capture_default_str();
+  verb.add_option("--lora-scale", training.lora_scale, "Multiplies what adapters add")
+      ->check(at_least(0.0))
+      ->capture_default_str();
   verb.add_option("--num-layers", training.lora_layers, "The last so many layers are adapted; -1: all")
+      ->check(at_least(-1))
       ->capture_default_str();
   verb.add_option("--lora-keys", training.lora_keys,
                   "Which products: self_attn.q_proj,self_attn.v_proj [all linear]")
@@ -124,14 +127,20 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
   verb.add_option("--warmup", flags.schedule.warm_up, "Steps in which the rate rises")
       ->check(at_least(0))
       ->capture_default_str();
-  verb.add_option("--beta1", training.beta1, "Momentum; 0 for plain SGD")->capture_default_str();
+  verb.add_option("--beta1", training.beta1, "Momentum; 0 for plain SGD")
+      ->check(below_one())
+      ->capture_default_str();
   verb.add_option("--beta2", training.beta2,
                   "Of the squared gradient's mean in adamw, of the momentum kept in lion")
+      ->check(below_one())
       ->capture_default_str();
   verb.add_option("--weight-decay", training.weight_decay,
                   "What a step takes off each weight, times the learning rate")
+      ->check(at_least(0.0))
       ->capture_default_str();
-  verb.add_option("--clip", training.clip, "The gradient's largest norm; 0: any")->capture_default_str();
+  verb.add_option("--clip", training.clip, "The gradient's largest norm; 0: any")
+      ->check(at_least(0.0))
+      ->capture_default_str();
   verb.add_option("--seed", training.seed, "Of the order of texts and of adapters' first values")
       ->capture_default_str();
 }
@@ -145,6 +154,7 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(positive)
       ->capture_default_str();
   verb.add_option("--val-batches", flags.evaluate_batches, "Micro-batches of an evaluation; -1: all")
+      ->check(at_least(-1))
       ->capture_default_str();
   verb.add_option("--save-every", flags.save_every, "Steps between checkpoints")
       ->check(positive)
@@ -158,8 +168,7 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(CLI::IsMember({"bfloat16", "float16", "float32"}));
   verb.add_flag("--json", flags.json,
                 "At the end one JSON object in place of the folder's name; its tokens are those of this run, "
-                "without what "
-                "--resume goes on from");
+                "without what --resume goes on from");
 }
 
 }  // namespace

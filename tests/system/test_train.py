@@ -335,6 +335,14 @@ def test_splits_that_training_has_not_are_refused(tmp_path):
         assert done.returncode == 2 and why in done.stderr, done.stderr.decode()
 
 
+@pytest.mark.parametrize("option, value", [("--clip", "nan"), ("--lora-scale", "inf"), ("--beta1", 1), ("--num-layers", -7),
+                                           ("--learning-rate", "inf"), ("--weight-decay", -1)])
+def test_numbers_that_no_training_takes(option, value, tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", tmp_path / "out", option, value)
+    assert done.returncode == 2 and f"{option}: {value} is not allowed".encode() in done.stderr, done.stderr.decode()
+
+
 def test_a_diverged_run_says_so(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     write_data(data, QUESTIONS[:4], "valid.jsonl")
