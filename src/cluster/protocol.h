@@ -8,13 +8,11 @@
 // after the other (cluster/train_worker.h), and answers each with {"trained": …}.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
-#include "base/limits.h"
 #include "parallel/tcp_group.h"
 
 namespace tandem::cluster {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "parallel/messages.h"
 #include "parallel/tcp_group.h"
 
 namespace tandem::engine {
@@ -207,18 +208,13 @@ mx::array StepRunner::take_rows(int tokens) const {
 void StepRunner::give_rows(const mx::array& rows) {
   mx::array sent = mx::contiguous(mx::astype(rows, context_.activations));
   sent.eval();
-  std::vector<parallel::Transfer> transfers;
-  for (const int target : place_.targets)
-    transfers.push_back({target, std::span<const char>(sent.data<char>(), sent.nbytes()), std::nullopt});
+  std::optional<std::span<char>> logits;
   if (UnderWay* step = step_to_take_in()) {
     step->arrived.resize(step->logits);
-    auto with = std::find_if(transfers.begin(), transfers.end(),
-                             [&](const auto& transfer) { return transfer.peer == place_.leaders.back(); });
-    if (with == transfers.end())
-      with = transfers.insert(with, parallel::Transfer{place_.leaders.back(), {}, {}});
-    with->incoming = bytes_of(step->arrived);
+    logits = bytes_of(step->arrived);
   }
-  if (!transfers.empty()) parallel::exchange(world_, std::move(transfers));
+  parallel::hand_over(world_, place_.targets, std::span<const char>(sent.data<char>(), sent.nbytes()),
+                      place_.leaders.back(), logits);
 }
 
 // The oldest step whose logits are missing, where so many came after it that each stage may hold one: the

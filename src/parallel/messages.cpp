@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cassert>
-#include <span>
 
 #include "base/error.h"
 #include "base/limits.h"
@@ -15,21 +15,15 @@ namespace {
 // A message tells no length: it goes before.
 using Length = std::uint32_t;
 
-void send(const mlx::core::distributed::Group& group, const std::vector<int>& ranks,
-          std::span<const char> bytes) {
-  std::vector<Transfer> transfers;
-  for (const int rank : ranks) transfers.push_back({rank, bytes, std::nullopt});
-  exchange(group, std::move(transfers));
-}
-
 }  // namespace
 
 void send_to(const mlx::core::distributed::Group& group, const std::vector<int>& ranks,
              const std::vector<std::uint8_t>& bytes) {
   assert(bytes.size() <= limits::broadcast_bytes);
   const auto length = static_cast<Length>(bytes.size());
-  send(group, ranks, {reinterpret_cast<const char*>(&length), sizeof(length)});
-  send(group, ranks, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  const auto send = [&](std::span<const char> part) { hand_over(group, ranks, part, -1, std::nullopt); };
+  send({reinterpret_cast<const char*>(&length), sizeof(length)});
+  send({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
 void send_to_all(const mlx::core::distributed::Group& group, const std::vector<std::uint8_t>& bytes) {
@@ -48,6 +42,22 @@ std::vector<std::uint8_t> receive_from(const mlx::core::distributed::Group& grou
   std::vector<std::uint8_t> bytes(length);
   exchange(group, {{source, std::nullopt, std::span(reinterpret_cast<char*>(bytes.data()), length)}});
   return bytes;
+}
+
+void hand_over(const mlx::core::distributed::Group& group, const std::vector<int>& targets,
+               std::optional<std::span<const char>> outgoing, int source,
+               std::optional<std::span<char>> incoming) {
+  std::vector<Transfer> transfers;
+  if (outgoing) {
+    for (const int target : targets) transfers.push_back({target, outgoing, std::nullopt});
+  }
+  if (incoming) {
+    auto with =
+        std::find_if(transfers.begin(), transfers.end(), [&](const auto& one) { return one.peer == source; });
+    if (with == transfers.end()) with = transfers.insert(with, Transfer{source, {}, {}});
+    with->incoming = incoming;
+  }
+  if (!transfers.empty()) exchange(group, std::move(transfers));
 }
 
 }  // namespace tandem::parallel

@@ -5,6 +5,8 @@
 #include <mlx/distributed/distributed.h>
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 namespace tandem::parallel {
@@ -19,5 +21,11 @@ void send_to_all(const mlx::core::distributed::Group& group, const std::vector<s
 // What rank `source` has sent by either. ClusterError where the group has lost a rank, or it is longer than
 // limits::broadcast_bytes.
 std::vector<std::uint8_t> receive_from(const mlx::core::distributed::Group& group, int source);
+
+// The bytes to each of `targets`, while others come from `source` into `incoming`: all at the same time, past
+// the streams, as exchange() (tcp_group.h) and with its errors. Either may be nothing.
+void hand_over(const mlx::core::distributed::Group& group, const std::vector<int>& targets,
+               std::optional<std::span<const char>> outgoing, int source,
+               std::optional<std::span<char>> incoming);
 
 }  // namespace tandem::parallel

@@ -249,10 +249,6 @@ asio::awaitable<void> accept_connections(std::shared_ptr<tcp::acceptor> acceptor
   }
 }
 
-}  // namespace
-
-namespace {
-
 void check(error_code error, const std::string& host, std::uint16_t port) {
   if (!error) return;
   const std::string why = error == asio::error::address_in_use ? "it is in use" : error.message();

@@ -8,7 +8,7 @@
 #include <deque>
 #include <memory>
 
-#include "parallel/tcp_group.h"
+#include "parallel/messages.h"
 
 namespace tandem::train {
 namespace {
@@ -173,20 +173,15 @@ mx::array Pipeline::row_buffer(const std::vector<Sequence>& batch) const {
 void Pipeline::exchange(const std::vector<int>& targets, const Rows& outgoing, int source,
                         Rows incoming) const {
   Rows sent;
-  std::vector<parallel::Transfer> transfers;
+  std::optional<std::span<const char>> given;
+  std::optional<std::span<char>> taken;
   if (outgoing) {
     sent = mx::contiguous(mx::astype(*outgoing, stage_.activations));
     sent->eval();
-    for (const int target : targets)
-      transfers.push_back({target, std::span<const char>(sent->data<char>(), sent->nbytes()), std::nullopt});
+    given = {sent->data<char>(), sent->nbytes()};
   }
-  if (incoming) {
-    auto with =
-        std::find_if(transfers.begin(), transfers.end(), [&](const auto& one) { return one.peer == source; });
-    if (with == transfers.end()) with = transfers.insert(with, parallel::Transfer{source, {}, {}});
-    with->incoming = std::span(incoming->data<char>(), incoming->nbytes());
-  }
-  if (!transfers.empty()) parallel::exchange(world_, std::move(transfers));
+  if (incoming) taken = {incoming->data<char>(), incoming->nbytes()};
+  parallel::hand_over(world_, targets, given, source, taken);
 }
 
 Sums Pipeline::run(Trainable& trainable, const std::vector<std::vector<Sequence>>& micro_batches,

@@ -5,6 +5,7 @@
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <span>
 
@@ -125,17 +126,16 @@ void read_whole(const weights::SafetensorsFile& file, const weights::Slice& slic
   file.read(found->second.begin, whole.nbytes(), whole.data<char>());
 }
 
-// This rank's parts of tensors in rank 0's file.
-std::vector<mx::array> read_parts(const Trainer& trainer, const std::optional<weights::SafetensorsFile>& file,
-                                  const std::vector<weights::Slice>& slices) {
+// This rank's parts of tensors in rank 0's file, one after the other.
+void read_parts(const Trainer& trainer, const std::optional<weights::SafetensorsFile>& file,
+                const std::vector<weights::Slice>& slices, const std::function<void(mx::array)>& take) {
   const Ranks& ranks = trainer.ranks();
   const auto stages = announced(ranks, slices);
-  std::vector<mx::array> parts;
   for (const auto& slice : slices) {
     mx::array whole = empty_on_cpu(slice, mx::float32);
     if (file) read_whole(*file, slice, whole);
     if (ranks.place.stage > 0 && leads(ranks)) receive(ranks, 0, whole);
-    parts.push_back(models::part_of(trainer.from_first(whole), slice));
+    take(models::part_of(trainer.from_first(whole), slice));
   }
   for (std::size_t stage = 1; file && stage < stages.size(); ++stage) {
     for (const auto& slice : stages[stage]) {
@@ -144,7 +144,6 @@ std::vector<mx::array> read_parts(const Trainer& trainer, const std::optional<we
       send(ranks, ranks.place.leaders[stage], whole);
     }
   }
-  return parts;
 }
 
 // Of what is in two stages, the first one's is saved.
@@ -184,10 +183,12 @@ void save_state(Trainer& trainer, const std::optional<fs::path>& file) {
 void restore_state(Trainer& trainer, const std::optional<fs::path>& path) {
   std::optional<weights::SafetensorsFile> file;
   if (path) file.emplace(*path);
-  mx::array counted = read_parts(trainer, file, {{counters_name, {counters}}}).front();
-  counted.eval();
-  const int steps = static_cast<int>(counted.data<float>()[0]);
-  trainer.loss_scale() = {counted.data<float>()[1], static_cast<int>(counted.data<float>()[2])};
+  int steps = 0;
+  read_parts(trainer, file, {{counters_name, {counters}}}, [&](mx::array counted) {
+    counted.eval();
+    steps = static_cast<int>(counted.data<float>()[0]);
+    trainer.loss_scale() = {counted.data<float>()[1], static_cast<int>(counted.data<float>()[2])};
+  });
   auto& optimizer = trainer.optimizer();
   const int each = steps > 0 ? optimizer.arrays_a_parameter() : 0;
   std::vector<weights::Slice> slices;
@@ -195,13 +196,17 @@ void restore_state(Trainer& trainer, const std::optional<fs::path>& path) {
     slices.push_back(one.slice);
     for (int i = 0; i < each; ++i) slices.push_back(optimizer_slice(one.slice, i));
   }
-  auto part = read_parts(trainer, file, slices);
   std::vector<mx::array> state;
-  auto next = part.begin();
-  for (auto& one : trainer.parameters()) {
-    one.value = *next++;
-    for (int i = 0; i < each; ++i) state.push_back(*next++);
-  }
+  int taken = 0;
+  // Each takes the place of the one before, so that no second copy of the model is held.
+  read_parts(trainer, file, slices, [&](mx::array part) {
+    const int arrays = 1 + each, index = taken++;
+    if (index % arrays == 0) {
+      trainer.parameters()[static_cast<std::size_t>(index / arrays)].value = std::move(part);
+    } else {
+      state.push_back(std::move(part));
+    }
+  });
   optimizer.restore(steps, std::move(state));
 }
 
