@@ -41,6 +41,8 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
 int run(const TrainFlags& flags) {
   if (flags.training.from_scratch && !trains_all(flags))
     throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
+  if (flags.training.balance_rate > 0 && !trains_all(flags))
+    throw InputError("--balance-rate: an adapter leaves routers as they are: give --method full, or no rate");
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
   const auto plan = make_training_plan(flags.cluster, flags.parallel, config);
@@ -139,6 +141,12 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(at_least(0.0))
       ->capture_default_str();
   verb.add_option("--clip", training.clip, "The gradient's largest norm; 0: any")
+      ->check(at_least(0.0))
+      ->capture_default_str();
+  verb.add_option("--balance-rate", training.balance_rate,
+                  "With --method full: what a step adds to the bias by which DeepSeek-V3's routers choose an "
+                  "expert that had less than its share of tokens, and takes off the others'; 0: nothing. V3: "
+                  "0.001")
       ->check(at_least(0.0))
       ->capture_default_str();
   verb.add_option("--seed", training.seed, "Of the order of texts and of adapters' first values")

@@ -17,8 +17,9 @@ using nlohmann::json;
 // Of all weights, from config.json.
 std::string dtype_of(const TrainFlags& flags, const json& config) {
   if (!trains_all(flags)) return "F32";
-  const std::string name =
-      flags.save_dtype.empty() ? config.value("torch_dtype", "bfloat16") : flags.save_dtype;
+  const std::string name = flags.save_dtype.empty()
+                               ? config.value("dtype", config.value("torch_dtype", "bfloat16"))
+                               : flags.save_dtype;
   return name == "float32" ? "F32" : name == "float16" ? "F16" : "BF16";
 }
 
@@ -32,6 +33,7 @@ json fingerprint(const TrainFlags& flags) {
            {"seed", flags.training.seed},
            {"optimizer", flags.training.optimizer},
            {"dtype", flags.training.dtype},
+           {"balance-rate", flags.training.balance_rate},
            {"lora-rank", flags.training.lora_rank},
            {"num-layers", flags.training.lora_layers}};
   if (flags.training.from_scratch) all["init"] = true;

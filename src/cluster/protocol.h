@@ -17,7 +17,7 @@
 
 namespace tandem::cluster {
 
-inline constexpr int protocol_version = 7;
+inline constexpr int protocol_version = 8;
 
 // How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
 // whole model.
@@ -32,6 +32,7 @@ struct Training {
   std::string optimizer = "adamw";
   float beta1 = 0.9F, beta2 = 0.999F, weight_decay = 0.01F;
   float clip = 0;
+  float balance_rate = 0;  // train/trainer.h
   bool recompute = false;
   std::string dtype = "auto";  // of activations, and of the weights they meet: float32, bfloat16 or float16
   bool from_scratch = false;   // from first weights of Start::shape (weights/initial_source.h)
@@ -129,8 +130,8 @@ struct Failed {
 };
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, lora_rank, lora_scale, lora_layers, lora_keys,
-                                   seed, optimizer, beta1, beta2, weight_decay, clip, recompute, dtype,
-                                   from_scratch)
+                                   seed, optimizer, beta1, beta2, weight_decay, clip, balance_rate, recompute,
+                                   dtype, from_scratch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, cache_shards, device, backend,
                                    fp8, wire, activations, kv_bits, adapter, training, threads, ranks_on_host,
                                    cores, loopback, verbosity)

@@ -125,7 +125,8 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
                                   [&](std::uint64_t bytes) { teller.add(bytes); });
   teller.start(weights.bytes());
   if (training.method == "full")
-    return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights), activations);
+    return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights), activations,
+                                              training.balance_rate > 0);
   auto base = models::make_decoder(config, shard, weights, layers);
   auto adapted = std::make_unique<train::LoraModel>(std::move(base), layers.begin, weights,
                                                     train::LoraOptions{.rank = training.lora_rank,
@@ -189,7 +190,8 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
                                         .weight_decay = training.weight_decay},
                           .clip = training.clip,
                           .recompute = training.recompute,
-                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0});
+                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0,
+                          .balance_rate = training.balance_rate});
   channel.send({{"ready", Ready{.weight_bytes = teller.progress().total_bytes,
                                 .resident_bytes = rank_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",

@@ -123,6 +123,24 @@ std::vector<mx::array> choose_by_mlx(const mx::array& logits, const std::optiona
   return {ids, mx::multiply(weights, mx::array(r.scale), s)};
 }
 
+// How many of the ids [T, chosen], counted from first_held, are each expert's that is held: [experts].
+mx::array load_of(const mx::array& ids, const Routing& r, mx::Stream s) {
+  const mx::array held = mx::arange(r.end_held - r.first_held, mx::int32, s);
+  const mx::array same = mx::equal(mx::reshape(ids, {-1, 1}, s), held, s);
+  const mx::array load = mx::sum(mx::astype(same, mx::float32, s), 0, false, s);
+  return mx::pad(load, {{r.first_held, r.experts - r.end_held}}, mx::array(0.0F), "constant", s);
+}
+
+// The weights; the load takes the place of the bias's gradient.
+mx::array with_load(const mx::array& weights, const mx::array& ids, const mx::array& bias, const Routing& r,
+                    mx::Stream s) {
+  const auto same = mx::custom_vjp([](const auto& in) { return std::vector{in.front()}; },
+                                   [r, ids, s](const auto&, const auto& cotangents, const auto&) {
+                                     return std::vector{cotangents.front(), load_of(ids, r, s)};
+                                   });
+  return same({weights, bias}).front();
+}
+
 class Route : public ReferencedPrimitive {
  public:
   Route(mx::Stream stream, const Routing& routing)
@@ -182,14 +200,9 @@ class WeightedSum : public ReferencedPrimitive {
   const char* name() const override { return "TandemWeightedSum"; }
 };
 
-}  // namespace
-
-Routes route(const mx::array& logits, const std::optional<mx::array>& bias, const Routing& routing,
-             mx::StreamOrDevice s) {
-  const mx::Stream stream = mx::to_stream(s);
-  if (logits.ndim() != 2 || logits.shape(1) != routing.experts ||
-      (bias && bias->shape() != mx::Shape{routing.experts}))
-    throw std::invalid_argument("route: logits and bias are not one for each expert");
+// Without a gradient of the bias.
+Routes routes_of(const mx::array& logits, const std::optional<mx::array>& bias, const Routing& routing,
+                 mx::Stream stream) {
   if (stream.device == mx::Device::gpu) {
     if (!has_gradient({logits})) {
       if (auto routes = route_on_cuda(logits, bias, routing, stream)) return *routes;
@@ -208,6 +221,19 @@ Routes route(const mx::array& logits, const std::optional<mx::array>& bias, cons
   const auto made = mx::array::make_arrays({shape, shape}, {mx::int32, mx::float32},
                                            std::make_shared<Route>(stream, routing), in);
   return {made[0], made[1]};
+}
+
+}  // namespace
+
+Routes route(const mx::array& logits, const std::optional<mx::array>& bias, const Routing& routing,
+             mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (logits.ndim() != 2 || logits.shape(1) != routing.experts ||
+      (bias && bias->shape() != mx::Shape{routing.experts}))
+    throw std::invalid_argument("route: logits and bias are not one for each expert");
+  if (!bias || !has_gradient({*bias})) return routes_of(logits, bias, routing, stream);
+  const auto routes = routes_of(logits, mx::stop_gradient(*bias, stream), routing, stream);
+  return {routes.ids, with_load(routes.weights, routes.ids, *bias, routing, stream)};
 }
 
 mx::array weighted_sum(const mx::array& x, const mx::array& weights, mx::StreamOrDevice s) {

@@ -32,7 +32,8 @@ struct Routes {
 // logits [T, experts]; bias [experts] is added to the scores that choose, not to the weights (V3's
 // e_score_correction_bias). The best score comes first, of equal ones the lower expert. Of an expert that is
 // not held, on a CPU stream the id is -1; on a GPU stream id and weight are 0. No host
-// synchronisation. Gradient of the weights by the logits.
+// synchronisation. Gradient of the weights by the logits; in place of one by the bias, how many rows chose
+// each expert that is held, by which V3 balances them (arXiv:2412.19437, section 2.1.2).
 Routes route(const mlx::core::array& logits, const std::optional<mlx::core::array>& bias,
              const Routing& routing, mlx::core::StreamOrDevice s = {});
 

@@ -59,6 +59,7 @@ void others(FeedForward&, const VisitArray&) {}
 
 void others(Mixture& w, const VisitArray& visit) {
   array(w.router.weight, visit);
+  array(w.router_bias, visit);
   for (auto* experts : {&w.gate, &w.up, &w.down}) arrays(*experts, visit);
 }
 

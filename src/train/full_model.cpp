@@ -20,10 +20,12 @@ bool is_partial(const weights::ShardedWeights& weights, const std::string& name)
   return inside && !after_sum;
 }
 
+bool is_router_bias(const std::string& name) { return name.ends_with("e_score_correction_bias"); }
+
 }  // namespace
 
 FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
-                     weights::ShardedWeights weights, mx::Dtype activations)
+                     weights::ShardedWeights weights, mx::Dtype activations, bool balanced)
     : config_(std::move(config)),
       shard_(std::move(shard)),
       layers_(layers),
@@ -36,9 +38,9 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
     slice.element = weights::Element::number;
     const bool tied =
         name == "model.embed_tokens.weight" && config_.tied_embeddings && layers_.size() < config_.layers;
-    // V3's bias of the choice of experts has no gradient.
-    auto& list = name.ends_with("e_score_correction_bias") ? fixed_ : parameters_;
-    list.push_back({std::move(slice), std::move(value), is_partial(weights_, name), tied});
+    const bool balances = is_router_bias(name);
+    auto& list = balances && !balanced ? fixed_ : parameters_;
+    list.push_back({std::move(slice), std::move(value), is_partial(weights_, name), tied, balances});
   }
 }
 
@@ -47,7 +49,8 @@ models::Decoder FullModel::model(const std::vector<mx::array>& values) {
   for (const auto& one : fixed_) bound.emplace(one.slice.name, one.value);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::string& name = parameters_[i].slice.name;
-    const bool router = name.ends_with(".mlp.gate.weight");  // float32 on every device
+    const bool router =
+        name.ends_with(".mlp.gate.weight") || is_router_bias(name);  // float32 on every device
     bound.emplace(name, router ? values[i] : mx::astype(values[i], activations_));
   }
   weights_.bind(std::move(bound));

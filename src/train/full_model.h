@@ -9,9 +9,10 @@ namespace tandem::train {
 class FullModel : public Trainable {
  public:
   // Reads this rank's weights; quantised ones become dense. What `weights` reads from outlives this. The
-  // model computes with them rounded to the type of its activations, routers apart.
+  // model computes with them rounded to the type of its activations, routers apart. `balanced`: V3's biases
+  // of the choice of experts are parameters too.
   FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
-            weights::ShardedWeights weights, mlx::core::Dtype activations);
+            weights::ShardedWeights weights, mlx::core::Dtype activations, bool balanced);
 
   models::Decoder model(const std::vector<mlx::core::array>& values) override;
   int hidden() const override { return config_.sizes.hidden; }

@@ -16,6 +16,8 @@ struct Parameter {
   bool partial = false;
   // The first and the last of several stages hold it both: the gradient is their sum.
   bool tied = false;
+  // V3's bias of the choice of experts: its gradient is how many tokens chose each (kernels/routing.h).
+  bool balances = false;
 };
 
 class Trainable {

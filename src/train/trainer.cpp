@@ -51,7 +51,7 @@ double Trainer::norm_of(const std::vector<mx::array>& gradients) const {
   const auto ranks = static_cast<float>(ranks_.stage.group.size());
   mx::array sum(0.0F);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
-    if (parameters[i].tied && ranks_.place.last()) continue;
+    if (parameters[i].balances || (parameters[i].tied && ranks_.place.last())) continue;
     const mx::array squares = mx::sum(mx::square(gradients[i]));
     sum = mx::add(sum, parameters[i].slice.axis < 0 ? mx::divide(squares, mx::array(ranks)) : squares);
   }
@@ -130,6 +130,16 @@ void Trainer::add_tied(std::vector<mx::array>& gradients) const {
   }
 }
 
+// `loads` stand in the places of their biases' gradients.
+void Trainer::balance_experts(const std::vector<mx::array>& loads) {
+  auto& parameters = trainable_->parameters();
+  for (std::size_t i = 0; i < loads.size(); ++i) {
+    if (!parameters[i].balances) continue;
+    const mx::array under = mx::sign(mx::subtract(mx::mean(loads[i]), loads[i]));
+    parameters[i].value = mx::add(parameters[i].value, mx::multiply(under, mx::array(options_.balance_rate)));
+  }
+}
+
 StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate) {
   StepResult result;
   const float scale = loss_scale_.scale > 0 ? loss_scale_.scale : 1;
@@ -143,11 +153,14 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
   if (result.skipped || result.tokens == 0) return result;
   const double clipped =
       options_.clip > 0 && result.gradient_norm > options_.clip ? options_.clip / result.gradient_norm : 1;
-  for (auto& gradient : gradients)
+  auto scaled = gradients;
+  for (auto& gradient : scaled)
     gradient = mx::multiply(gradient, mx::array(static_cast<float>(mean * clipped)));
-  auto values = optimizer_.step(trainable_->values(), gradients, learning_rate);
+  auto values = optimizer_.step(trainable_->values(), scaled, learning_rate);
   auto& parameters = trainable_->parameters();
-  for (std::size_t i = 0; i < values.size(); ++i) parameters[i].value = std::move(values[i]);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (!parameters[i].balances) parameters[i].value = std::move(values[i]);
+  balance_experts(gradients);
   return result;
 }
 
