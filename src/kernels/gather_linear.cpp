@@ -180,9 +180,19 @@ class GatherOuter : public CpuPrimitive {
   const char* name() const override { return "TandemGatherOuter"; }
 };
 
-// rows [..., 1, in], of which each takes the expert of its id. MLX is not told of sorted ids: with that flag,
-// gather_mm of 0.32.4 gives wrong rows on CUDA.
+// rows [..., 1, in], of which each takes the expert of its id. MLX 0.32.4 is not told of sorted ids, with
+// which it gives wrong rows on CUDA, nor given more rows than CUDA allows blocks.
 mx::array gather_rows_by_mlx(const mx::array& rows, const Experts& e, const mx::array& ids, mx::Stream s) {
+  constexpr int most_rows = 65535;
+  if (const int count = rows.shape(0); count > most_rows) {
+    std::vector<mx::array> parts;
+    for (int first = 0; first < count; first += most_rows) {
+      const int end = std::min(count, first + most_rows);
+      parts.push_back(gather_rows_by_mlx(mx::slice(rows, {first, 0, 0}, {end, 1, rows.shape(2)}, s), e,
+                                         mx::slice(ids, {first}, {end}, s), s));
+    }
+    return mx::concatenate(parts, 0, s);
+  }
   if (!e.affine) {
     return mx::gather_mm(mx::astype(rows, e.weight->dtype(), s), mx::swapaxes(*e.weight, 1, 2, s),
                          std::nullopt, ids, false, s);

@@ -278,9 +278,11 @@ bool has_heads(const mx::array& x, int head_dim) {
 
 // Each row as a sequence of one token, so that it has a position of its own.
 mx::array rotate_on_gpu(const mx::array& x, const Angles& angles, int head_dim, mx::Stream s) {
-  // For few dims MLX 0.32.4 asks CUDA for more threads along the rows than it allows.
-  constexpr int few_dims = 32, most_rows = 64;
-  if (const int rows = x.shape(0); angles.dims < few_dims && rows > most_rows) {
+  // MLX 0.32.4 asks CUDA for more blocks than it allows along rows and heads, and for few dims for more
+  // threads.
+  constexpr int few_dims = 32, most_threads = 64, most_blocks = 65535;
+  const int most_rows = angles.dims < few_dims ? most_threads : most_blocks / (x.shape(1) / head_dim);
+  if (const int rows = x.shape(0); rows > most_rows) {
     std::vector<mx::array> parts;
     for (int first = 0; first < rows; first += most_rows) {
       const int end = std::min(rows, first + most_rows);
