@@ -27,9 +27,10 @@ namespace {
 std::vector<parallel::Shard> shards_of(const parallel::Stage& stage, const models::ModelConfig& config) {
   std::vector<double> shares;
   for (const auto& rank : stage.ranks) shares.push_back(rank.share);
+  const auto experts = parallel::expert_split_of(static_cast<int>(shares.size()), config.divisible());
   std::vector<parallel::Shard> shards;
   for (int i = 0; i < static_cast<int>(shares.size()); ++i)
-    shards.push_back(parallel::shard_of(config.sizes, shares, i));
+    shards.push_back(parallel::shard_of(config.sizes, shares, i, experts));
   return shards;
 }
 
