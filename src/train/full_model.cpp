@@ -22,6 +22,16 @@ bool is_partial(const weights::ShardedWeights& weights, const std::string& name)
 
 bool is_router_bias(const std::string& name) { return name.ends_with("e_score_correction_bias"); }
 
+// Where a part of a tensor lies in it: a quantised matrix's own slice counts words of several numbers.
+weights::Slice dense_slice(weights::Slice slice, const mx::array& part) {
+  const int in_a_word = part.shape(-1) / slice.part_shape().back();
+  slice.shape.back() *= in_a_word;
+  if (slice.axis + 1 == static_cast<int>(slice.shape.size()))
+    slice.part = {slice.part.begin * in_a_word, slice.part.end * in_a_word};
+  slice.element = weights::Element::number;
+  return slice;
+}
+
 }  // namespace
 
 FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
@@ -34,8 +44,7 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
   for (const auto& name : weights_.names()) {
     mx::array value = mx::astype(models::dense(weights_.take_matrix(name)), mx::float32);
     value.eval();
-    weights::Slice slice = weights_.slice_of(name);
-    slice.element = weights::Element::number;
+    weights::Slice slice = dense_slice(weights_.slice_of(name), value);
     const bool tied =
         name == "model.embed_tokens.weight" && config_.tied_embeddings && layers_.size() < config_.layers;
     const bool balances = is_router_bias(name);
