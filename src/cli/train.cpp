@@ -16,6 +16,7 @@
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "train/data.h"
+#include "train/optimizer.h"
 
 namespace tandem::cli {
 namespace {
@@ -26,16 +27,17 @@ namespace fs = std::filesystem;
 std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Plan& plan, std::size_t texts) {
   const auto& t = flags.training;
   const std::string adapter = fmt::format(", rank {}, scale {}", t.lora_rank, t.lora_scale);
-  return {{"Model", flags.model},
-          {"Data", fmt::format("{}: {}", flags.data, counted(texts, "text"))},
-          {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
-          {"Split", describe_size(plan) + (plan.stages.size() > 1  ? ", pp"
-                                           : plan.world_size() > 1 ? ", " + flags.parallel
-                                                                   : "")},
-          {"Steps", fmt::format("{} of {} times {}", flags.iters, flags.accumulation,
-                                counted(flags.batch_size, "text"))},
-          {"Optimizer",
-           fmt::format("{}, {} at most, {}", t.optimizer, flags.schedule.peak, flags.schedule.name)}};
+  return {
+      {"Model", flags.model},
+      {"Data", fmt::format("{}: {}", flags.data, counted(texts, "text"))},
+      {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
+      {"Split", describe_size(plan) + (plan.stages.size() > 1  ? ", pp"
+                                       : plan.world_size() > 1 ? ", " + flags.parallel
+                                                               : "")},
+      {"Steps",
+       fmt::format("{} of {} times {}", flags.iters, flags.accumulation, counted(flags.batch_size, "text"))},
+      {"Optimizer", fmt::format("{}{}, {} at most, {}", t.optimizer, t.optimizer_bits == 8 ? " in 8 bit" : "",
+                                flags.schedule.peak, flags.schedule.name)}};
 }
 
 int run(const TrainFlags& flags) {
@@ -118,7 +120,11 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
       ->capture_default_str();
   verb.add_flag("--mask-prompt", flags.mask_prompt, "Only the last answer of each text counts");
   verb.add_option("--optimizer", training.optimizer, "What makes a step of a gradient")
-      ->check(CLI::IsMember({"adamw", "sgd", "lion"}))
+      ->check(CLI::IsMember({"adamw", "sgd", "lion", "adafactor", "muon"}))
+      ->capture_default_str();
+  verb.add_option("--optimizer-bits", training.optimizer_bits,
+                  "Of each number that adamw remembers of matrices: 8 takes a quarter of the memory of 32")
+      ->check(CLI::IsMember({8, 32}))
       ->capture_default_str();
   verb.add_option("--learning-rate", flags.schedule.peak, "The highest of the schedule")
       ->check(at_least(0.0))
@@ -129,9 +135,10 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
   verb.add_option("--warmup", flags.schedule.warm_up, "Steps in which the rate rises")
       ->check(at_least(0))
       ->capture_default_str();
-  verb.add_option("--beta1", training.beta1, "Momentum; 0 for plain SGD")
-      ->check(below_one())
-      ->capture_default_str();
+  verb.add_option("--beta1", training.beta1,
+                  "Momentum; 0: none [0.9; 0.95 of muon, whose embeddings, norms and routers take adamw with "
+                  "0.9; 0 of adafactor]")
+      ->check(below_one());
   verb.add_option("--beta2", training.beta2,
                   "Of the squared gradient's mean in adamw, of the momentum kept in lion")
       ->check(below_one())
@@ -202,7 +209,11 @@ void add_train(CLI::App& program, int& exit_code) {
   add_report_flags(*verb, *flags);
   flags->cluster.activations = "float32";
   add_cluster_flags(*verb, flags->cluster);
-  verb->callback([flags, &exit_code] { exit_code = run(*flags); });
+  verb->callback([verb, flags, &exit_code] {
+    auto& training = flags->training;
+    if (verb->count("--beta1") == 0) training.beta1 = train::usual_beta1(training.optimizer);
+    exit_code = run(*flags);
+  });
 }
 
 }  // namespace tandem::cli

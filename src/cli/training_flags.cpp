@@ -14,9 +14,10 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
           "batch; pp: each has some of the layers")
       ->check(CLI::IsMember({"tp", "dp", "pp"}))
       ->capture_default_str();
-  verb.add_option("--dtype", training.dtype,
-                  "Training computes in it, and keeps activations in it for gradients; parameters, sums and "
-                  "what the optimizer keeps are float32 [bfloat16 on a GPU, float32 on a CPU]")
+  verb.add_option(
+          "--dtype", training.dtype,
+          "Training computes in it, and keeps activations in it for gradients; parameters and sums are "
+          "float32 [bfloat16 on a GPU, float32 on a CPU]")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
   verb.add_flag("--grad-checkpoint", training.recompute,
                 "Training keeps each layer's input alone and computes the rest anew");

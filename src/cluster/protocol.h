@@ -30,6 +30,7 @@ struct Training {
   std::vector<std::string> lora_keys;
   std::uint64_t seed = 0;
   std::string optimizer = "adamw";
+  int optimizer_bits = 32;
   float beta1 = 0.9F, beta2 = 0.999F, weight_decay = 0.01F;
   float clip = 0;
   float balance_rate = 0;  // train/trainer.h
@@ -130,8 +131,8 @@ struct Failed {
 };
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, lora_rank, lora_scale, lora_layers, lora_keys,
-                                   seed, optimizer, beta1, beta2, weight_decay, clip, balance_rate, recompute,
-                                   dtype, from_scratch)
+                                   seed, optimizer, optimizer_bits, beta1, beta2, weight_decay, clip,
+                                   balance_rate, recompute, dtype, from_scratch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, cache_shards, device, backend,
                                    fp8, wire, activations, kv_bits, adapter, training, threads, ranks_on_host,
                                    cores, loopback, verbosity)

@@ -2,16 +2,25 @@
 
 #include <fmt/format.h>
 #include <mlx/ops.h>
+#include <mlx/random.h>
 #include <mlx/transforms.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/error.h"
+#include "base/hash.h"
+#include "train/adafactor.h"
+#include "train/eight_bits.h"
+#include "train/muon.h"
 
 namespace tandem::train {
 namespace {
 
 namespace mx = mlx::core;
+
+const std::string adamw = "adamw", adafactor = "adafactor", muon = "muon";
 
 mx::array scaled(const mx::array& x, double factor) {
   return mx::multiply(x, mx::array(static_cast<float>(factor)));
@@ -22,41 +31,124 @@ mx::array averaged(const mx::array& mean, const mx::array& x, float beta) {
   return mx::add(scaled(mean, beta), scaled(x, 1 - beta));
 }
 
+// A matrix, or a stack of them, that is no embedding, output matrix or router.
+bool is_product_of_layer(const weights::Slice& slice) {
+  return slice.name.starts_with("model.layers.") && slice.shape.size() >= 2 &&
+         !slice.name.ends_with(".mlp.gate.weight");
+}
+
 }  // namespace
 
-Optimizer::Optimizer(OptimizerOptions options) : options_(std::move(options)) {
-  if (options_.name != "adamw" && options_.name != "sgd" && options_.name != "lion") {
-    throw InputError(fmt::format("--optimizer {}: there are adamw, sgd and lion", options_.name));
+float usual_beta1(const std::string& name) {
+  if (name == adafactor) return 0;
+  return name == muon ? 0.95F : 0.9F;
+}
+
+Optimizer::Optimizer(OptimizerOptions options, std::vector<weights::Slice> slices,
+                     mx::distributed::Group group)
+    : options_(std::move(options)),
+      slices_(std::move(slices)),
+      group_(std::move(group)),
+      kept_(slices_.size()) {
+  const std::array<std::string, 5> names{adamw, "sgd", "lion", adafactor, muon};
+  if (std::find(names.begin(), names.end(), options_.name) == names.end())
+    throw InputError(
+        fmt::format("--optimizer {}: there are adamw, sgd, lion, adafactor and muon", options_.name));
+  if (options_.bits != 32 && (options_.bits != 8 || options_.name != adamw))
+    throw InputError(fmt::format("--optimizer-bits {}: 32, or 8 of adamw", options_.bits));
+}
+
+const std::string& Optimizer::rule_of(std::size_t parameter) const {
+  return options_.name == muon && !is_product_of_layer(slices_[parameter]) ? adamw : options_.name;
+}
+
+// Vectors are few numbers, and those that a model is sensitive to.
+bool Optimizer::in_8_bit(std::size_t parameter) const {
+  return options_.bits == 8 && slices_[parameter].shape.size() >= 2;
+}
+
+std::vector<weights::Slice> Optimizer::state_slices(std::size_t parameter) const {
+  const weights::Slice& slice = slices_[parameter];
+  const std::string& rule = rule_of(parameter);
+  std::vector<weights::Slice> found;
+  if (rule == adafactor) found = adafactor_state(slice);
+  if (rule == adamw) found.push_back(slice);
+  if (rule == adamw || rule == "lion" || rule == muon || options_.beta1 > 0) found.push_back(slice);
+  for (std::size_t i = 0; i < found.size(); ++i) found[i].name += fmt::format(".optimizer{}", i);
+  return found;
+}
+
+std::vector<mx::array> Optimizer::state(std::size_t parameter) const {
+  const auto& kept = kept_[parameter];
+  if (!kept.empty() && !in_8_bit(parameter)) return kept;
+  const auto slices = state_slices(parameter);
+  if (!kept.empty()) {
+    const auto shape = slices.front().part_shape();
+    return {unpack_signed({kept[0], kept[1]}, shape), mx::square(unpack_unsigned({kept[2], kept[3]}, shape))};
   }
+  std::vector<mx::array> zeros;
+  for (const auto& slice : slices) zeros.push_back(mx::zeros(slice.part_shape(), mx::float32));
+  return zeros;
 }
 
-int Optimizer::arrays_a_parameter() const {
-  if (options_.name == "adamw") return 2;
-  return options_.name == "lion" || options_.beta1 > 0 ? 1 : 0;
+void Optimizer::restore(std::size_t parameter, const std::vector<mx::array>& state) {
+  keep(parameter, state, /*to_nearest=*/true);
+  mx::eval(kept_[parameter]);
 }
 
-void Optimizer::restore(int steps, std::vector<mx::array> state) {
-  steps_ = steps;
-  state_ = std::move(state);
+// Of the squares' mean its root is kept in 8 bit, which reaches as far down as the mean does.
+void Optimizer::keep(std::size_t parameter, const std::vector<mx::array>& state, bool to_nearest) {
+  if (!in_8_bit(parameter)) {
+    kept_[parameter] = state;
+    return;
+  }
+  // The same on every rank that holds the same, and in a run that goes on.
+  std::optional<mx::array> noise;
+  if (!to_nearest) {
+    const auto seed = fnv1a(slices_[parameter].name, static_cast<std::uint64_t>(steps_));
+    noise = rounding_noise(state[0].size(), mx::random::key(seed));
+  }
+  const auto mean = pack_signed(state[0], noise), square = pack_unsigned(mx::sqrt(state[1]), noise);
+  kept_[parameter] = {mean.codes, mean.largest, square.codes, square.largest};
 }
 
-mx::array Optimizer::moved(const mx::array& parameter, const mx::array& gradient, mx::array* state,
-                           float learning_rate) const {
+std::size_t Optimizer::state_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& kept : kept_)
+    for (const auto& array : kept) bytes += array.nbytes();
+  return bytes;
+}
+
+mx::array Optimizer::moved(std::size_t parameter, const mx::array& value, const mx::array& gradient,
+                           std::vector<mx::array>& state, float learning_rate) const {
   const auto& o = options_;
-  const mx::array decayed = scaled(parameter, 1 - learning_rate * o.weight_decay);
-  if (o.name == "adamw") {
+  const std::string& rule = rule_of(parameter);
+  const weights::Slice& slice = slices_[parameter];
+  const mx::array decayed = scaled(value, 1 - learning_rate * o.weight_decay);
+  if (rule == adamw) {
     mx::array &mean = state[0], &square = state[1];
-    mean = averaged(mean, gradient, o.beta1);
+    const float beta1 = o.name == adamw ? o.beta1 : usual_beta1(adamw);
+    mean = averaged(mean, gradient, beta1);
     square = averaged(square, mx::square(gradient), o.beta2);
-    const double mean_scale = 1 / (1 - std::pow(o.beta1, steps_)),
+    const double mean_scale = 1 / (1 - std::pow(beta1, steps_)),
                  square_scale = 1 / (1 - std::pow(o.beta2, steps_));
     const mx::array size = mx::add(mx::sqrt(scaled(square, square_scale)), mx::array(o.eps));
     return mx::subtract(decayed, mx::divide(scaled(mean, learning_rate * mean_scale), size));
   }
-  if (o.name == "lion") {
+  if (rule == "lion") {
     const mx::array direction = mx::sign(averaged(state[0], gradient, o.beta1));
     state[0] = averaged(state[0], gradient, o.beta2);
     return mx::subtract(decayed, scaled(direction, learning_rate));
+  }
+  if (rule == muon) {
+    state[0] = averaged(state[0], gradient, o.beta1);
+    const mx::array ahead = averaged(state[0], gradient, o.beta1);
+    return mx::subtract(decayed, scaled(muon_direction(ahead, slice, group_), learning_rate));
+  }
+  if (rule == adafactor) {
+    mx::array change = scaled(adafactor_direction(gradient, state, slice, steps_, group_), learning_rate);
+    if (o.beta1 > 0) change = state.back() = averaged(state.back(), change, o.beta1);
+    return mx::subtract(decayed, change);
   }
   if (o.beta1 <= 0) return mx::subtract(decayed, scaled(gradient, learning_rate));
   state[0] = mx::add(scaled(state[0], o.beta1), gradient);
@@ -65,20 +157,20 @@ mx::array Optimizer::moved(const mx::array& parameter, const mx::array& gradient
 
 std::vector<mx::array> Optimizer::step(const std::vector<mx::array>& parameters,
                                        const std::vector<mx::array>& gradients, double learning_rate) {
-  const int each = arrays_a_parameter();
-  if (state_.empty()) {
-    for (const auto& parameter : parameters)
-      for (int i = 0; i < each; ++i) state_.push_back(mx::zeros(parameter.shape(), mx::float32));
-  }
+  // These take much memory on the way, and speak to the other ranks: in the same order on each.
+  const bool in_turn = options_.bits == 8 || options_.name == adafactor || options_.name == muon;
   ++steps_;
-  std::vector<mx::array> after;
+  std::vector<mx::array> after, pending;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    mx::array* state = each > 0 ? &state_[i * static_cast<std::size_t>(each)] : nullptr;
-    after.push_back(moved(parameters[i], gradients[i], state, static_cast<float>(learning_rate)));
+    auto remembered = state(i);
+    after.push_back(moved(i, parameters[i], gradients[i], remembered, static_cast<float>(learning_rate)));
+    keep(i, remembered, /*to_nearest=*/false);
+    pending.push_back(after.back());
+    pending.insert(pending.end(), kept_[i].begin(), kept_[i].end());
+    if (!in_turn && i + 1 < parameters.size()) continue;
+    mx::eval(pending);
+    pending.clear();
   }
-  auto all = after;
-  all.insert(all.end(), state_.begin(), state_.end());
-  mx::eval(all);
   return after;
 }
 

@@ -1,45 +1,67 @@
-// The rules by which gradients move parameters. State is float32, one set of arrays a parameter.
+// The rules by which gradients move parameters.
 #pragma once
 
 #include <mlx/array.h>
+#include <mlx/distributed/distributed.h>
 
 #include <string>
 #include <vector>
+
+#include "weights/source.h"
 
 namespace tandem::train {
 
 struct OptimizerOptions {
   // adamw (Loshchilov and Hutter, arXiv:1711.05101, with the bias correction of Adam, arXiv:1412.6980), sgd
-  // (with momentum where beta1 > 0), lion (Chen et al., arXiv:2302.06675).
+  // (with momentum where beta1 > 0), lion (Chen et al., arXiv:2302.06675), adafactor (adafactor.h; with
+  // momentum where beta1 > 0), muon (muon.h, with Nesterov's momentum; what is no matrix of a layer, and
+  // routers, take adamw with the usual beta1).
   std::string name = "adamw";
   float beta1 = 0.9F, beta2 = 0.999F;
   float eps = 1e-8F;
   float weight_decay = 0.01F;  // decoupled: times the learning rate
+  // Of each number that adamw remembers of matrices: 32, or 8 (eight_bits.h).
+  int bits = 32;
 };
+
+// beta1 where none is asked for.
+float usual_beta1(const std::string& name);
 
 class Optimizer {
  public:
-  // InputError where there is no rule of this name.
-  explicit Optimizer(OptimizerOptions options);
+  // Of each parameter its name and where this rank's part lies in it, and the ranks with the other parts.
+  // InputError where there is no such rule.
+  Optimizer(OptimizerOptions options, std::vector<weights::Slice> slices,
+            mlx::core::distributed::Group group);
 
-  // The parameters after a step by `gradients`, evaluated. Their order stays the same from step to step.
+  // The parameters after a step by `gradients`, evaluated.
   std::vector<mlx::core::array> step(const std::vector<mlx::core::array>& parameters,
                                      const std::vector<mlx::core::array>& gradients, double learning_rate);
 
-  // Steps so far, and what the rule remembers of them: as many arrays for each parameter, the parameters one
-  // after the other. Nothing before the first step.
+  // Steps so far, and what the rule remembers of a parameter: this rank's parts of named tensors, in float32.
+  // Zeros before the first step.
   int steps() const { return steps_; }
-  const std::vector<mlx::core::array>& state() const { return state_; }
-  void restore(int steps, std::vector<mlx::core::array> state);
-  int arrays_a_parameter() const;
+  std::vector<weights::Slice> state_slices(std::size_t parameter) const;
+  std::vector<mlx::core::array> state(std::size_t parameter) const;
+  void restore(int steps) { steps_ = steps; }
+  void restore(std::size_t parameter, const std::vector<mlx::core::array>& state);
+  // What all of that takes.
+  std::size_t state_bytes() const;
 
  private:
-  mlx::core::array moved(const mlx::core::array& parameter, const mlx::core::array& gradient,
-                         mlx::core::array* state, float learning_rate) const;
+  const std::string& rule_of(std::size_t parameter) const;
+  bool in_8_bit(std::size_t parameter) const;
+  void keep(std::size_t parameter, const std::vector<mlx::core::array>& state, bool to_nearest);
+  mlx::core::array moved(std::size_t parameter, const mlx::core::array& value,
+                         const mlx::core::array& gradient, std::vector<mlx::core::array>& state,
+                         float learning_rate) const;
 
   OptimizerOptions options_;
+  std::vector<weights::Slice> slices_;
+  mlx::core::distributed::Group group_;
   int steps_ = 0;
-  std::vector<mlx::core::array> state_;
+  // Of each parameter: state() itself, or codes and largest values of the one and the other.
+  std::vector<std::vector<mlx::core::array>> kept_;
 };
 
 }  // namespace tandem::train

@@ -8,6 +8,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <utility>
 
 #include "base/error.h"
 #include "models/adapter.h"
@@ -80,7 +81,7 @@ std::vector<std::vector<weights::Slice>> announced(const Ranks& ranks,
   return all;
 }
 
-void write_parts(const Trainer& trainer, const std::vector<Part>& parts, const std::optional<fs::path>& file,
+void write_parts(const Trainer& trainer, std::vector<Part> parts, const std::optional<fs::path>& file,
                  const std::string& dtype) {
   const Ranks& ranks = trainer.ranks();
   const mx::Dtype stored = weights::to_mlx("a saved tensor", dtype, weights::Element::number);
@@ -93,8 +94,10 @@ void write_parts(const Trainer& trainer, const std::vector<Part>& parts, const s
         specs.push_back({slice.name, dtype, {slice.shape.begin(), slice.shape.end()}});
     writer.emplace(*file, specs);
   }
-  for (const auto& part : parts) {
-    mx::array whole = mx::contiguous(mx::astype(trainer.whole(part.slice, part.value), stored));
+  for (auto& part : parts) {
+    // What is computed for the file alone is not kept.
+    const mx::array value = std::exchange(part.value, mx::array(0.0F));
+    mx::array whole = mx::contiguous(mx::astype(trainer.whole(part.slice, value), stored));
     whole.eval();
     if (writer) writer->write(part.slice.name, 0, {whole.data<char>(), whole.nbytes()});
     if (ranks.place.stage > 0 && leads(ranks)) send(ranks, 0, whole);
@@ -107,11 +110,6 @@ void write_parts(const Trainer& trainer, const std::vector<Part>& parts, const s
     }
   }
   if (writer) writer->finish();
-}
-
-weights::Slice optimizer_slice(weights::Slice slice, int index) {
-  slice.name += fmt::format(".optimizer{}", index);
-  return slice;
 }
 
 // InputError where the file has not the tensor.
@@ -158,7 +156,7 @@ void save_parameters(Trainer& trainer, const std::optional<fs::path>& file, cons
   for (const auto& one : trainer.parameters())
     if (saved_here(trainer, one)) parts.push_back({one.slice, one.value});
   for (const auto& one : trainer.fixed()) parts.push_back({one.slice, one.value});
-  write_parts(trainer, parts, file, dtype);
+  write_parts(trainer, std::move(parts), file, dtype);
 }
 
 void save_state(Trainer& trainer, const std::optional<fs::path>& file) {
@@ -170,14 +168,16 @@ void save_state(Trainer& trainer, const std::optional<fs::path>& file) {
         {{counters_name, {counters}},
          mx::array{static_cast<float>(optimizer.steps()), scale, static_cast<float>(scale_steps)}});
   }
-  auto state = optimizer.state().begin();
-  for (const auto& one : trainer.parameters()) {
-    const bool saved = saved_here(trainer, one);
-    if (saved) parts.push_back({one.slice, one.value});
-    for (int i = 0; optimizer.steps() > 0 && i < optimizer.arrays_a_parameter(); ++i, ++state)
-      if (saved) parts.push_back({optimizer_slice(one.slice, i), *state});
+  for (std::size_t i = 0; i < trainer.parameters().size(); ++i) {
+    const auto& one = trainer.parameters()[i];
+    if (!saved_here(trainer, one)) continue;
+    parts.push_back({one.slice, one.value});
+    const auto slices = optimizer.state_slices(i);
+    const auto state = optimizer.state(i);
+    for (std::size_t k = 0; optimizer.steps() > 0 && k < slices.size(); ++k)
+      parts.push_back({slices[k], state[k]});
   }
-  write_parts(trainer, parts, file, "F32");
+  write_parts(trainer, std::move(parts), file, "F32");
 }
 
 void restore_state(Trainer& trainer, const std::optional<fs::path>& path) {
@@ -190,24 +190,28 @@ void restore_state(Trainer& trainer, const std::optional<fs::path>& path) {
     trainer.loss_scale() = {counted.data<float>()[1], static_cast<int>(counted.data<float>()[2])};
   });
   auto& optimizer = trainer.optimizer();
-  const int each = steps > 0 ? optimizer.arrays_a_parameter() : 0;
+  optimizer.restore(steps);
+  auto& parameters = trainer.parameters();
   std::vector<weights::Slice> slices;
-  for (const auto& one : trainer.parameters()) {
-    slices.push_back(one.slice);
-    for (int i = 0; i < each; ++i) slices.push_back(optimizer_slice(one.slice, i));
+  std::vector<std::size_t> last_of;  // of each parameter, among the slices
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    slices.push_back(parameters[i].slice);
+    if (steps > 0)
+      for (auto& slice : optimizer.state_slices(i)) slices.push_back(std::move(slice));
+    last_of.push_back(slices.size() - 1);
   }
-  std::vector<mx::array> state;
-  int taken = 0;
+  std::vector<mx::array> found;
+  std::size_t taken = 0, parameter = 0;
   // Each takes the place of the one before, so that no second copy of the model is held.
   read_parts(trainer, file, slices, [&](mx::array part) {
-    const int arrays = 1 + each, index = taken++;
-    if (index % arrays == 0) {
-      trainer.parameters()[static_cast<std::size_t>(index / arrays)].value = std::move(part);
-    } else {
-      state.push_back(std::move(part));
-    }
+    found.push_back(std::move(part));
+    if (taken++ < last_of[parameter]) return;
+    parameters[parameter].value = found.front();
+    found.erase(found.begin());
+    if (steps > 0) optimizer.restore(parameter, found);
+    found.clear();
+    ++parameter;
   });
-  optimizer.restore(steps, std::move(state));
 }
 
 }  // namespace tandem::train

@@ -37,6 +37,11 @@ class Trainable {
     for (const auto& parameter : parameters_) all.push_back(parameter.value);
     return all;
   }
+  std::vector<weights::Slice> slices() const {
+    std::vector<weights::Slice> all;
+    for (const auto& parameter : parameters_) all.push_back(parameter.slice);
+    return all;
+  }
 
  protected:
   std::vector<Parameter> parameters_, fixed_;

@@ -10,6 +10,7 @@
 
 #include "parallel/collectives.h"
 #include "parallel/tcp_group.h"
+#include "train/parts.h"
 
 namespace tandem::train {
 namespace mx = mlx::core;
@@ -18,7 +19,7 @@ Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const Traine
     : trainable_(std::move(trainable)),
       ranks_(std::move(ranks)),
       options_(options),
-      optimizer_(options.optimizer),
+      optimizer_(options.optimizer, trainable_->slices(), ranks_.stage.group),
       loss_scale_{options.loss_scale, 0} {
   // A group takes one collective at a time: those of a shared model are on the default stream.
   if (ranks_.stage.group.size() == 1 && mx::default_device() == mx::Device::cpu)
@@ -174,11 +175,7 @@ StepResult Trainer::evaluate(const std::vector<Sequence>& sequences) {
 }
 
 mx::array Trainer::whole(const weights::Slice& slice, const mx::array& part) const {
-  if (slice.axis < 0 || ranks_.stage.group.size() == 1) return part;
-  const auto axis = static_cast<std::size_t>(slice.axis);
-  std::vector<std::pair<int, int>> around(slice.shape.size(), {0, 0});
-  around[axis] = {slice.part.begin, slice.shape[axis] - slice.part.end};
-  return parallel::sum(mx::pad(part, around), ranks_.stage.group);
+  return whole_of(slice, part, ranks_.stage.group);
 }
 
 mx::array Trainer::from_first(const mx::array& value) const {

@@ -381,6 +381,74 @@ def train_some(data, out, *more, **kwargs):
                       "--save-every", 4, "--device", "cpu", *more, **kwargs)
 
 
+def losses(data, out, *more):
+    done = train_some(data, out, "--steps-per-report", 1, "--json", *more)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line["train_loss"] for line in lines if "train_loss" in line], json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama-mlx-4bit", "tiny-deepseek-v3-mlx-4bit"])
+def test_all_weights_of_a_quantised_model(name, tmp_path):
+    data = write_data(tmp_path / "data", [{"ids": list(range(start, start + 30))} for start in range(1, 9)])
+    curves = {}
+    for optimizer in ("adamw", "muon", "adafactor"):
+        for split in ("1 rank", "tp 2"):
+            out = tmp_path / f"{optimizer} {split}"
+            done = run_tandem("train", folder_of(name), "--data", data, "--out", out, "--method", "full", "--iters", 3, "--device",
+                              "cpu", "--steps-per-report", 1, "--learning-rate", 1e-3, "--optimizer", optimizer, *SPLITS[split])
+            assert done.returncode == 0, done.stderr.decode()
+            lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            curves[split] = [line["train_loss"] for line in lines if "train_loss" in line]
+        assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(*curves.values(), strict=True)), (optimizer, curves)
+        assert perplexity(out, write_ids(tmp_path)) > 0
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+def test_optimizers_of_whole_matrices_learn_alike_on_any_split(optimizer, method, tmp_path):
+    data, how = write_data(tmp_path / "data", QUESTIONS), ["--optimizer", optimizer, "--method", method]
+    one, _ = losses(data, tmp_path / "1 rank", "--iters", 6, *how)
+    assert one[-1] < one[0] * (0.9 if method == "full" else 0.99)
+    for split in ("tp 2", "dp 2", "pp 2"):
+        found, _ = losses(data, tmp_path / split, "--iters", 6, *how, *SPLITS[split])
+        assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, found, strict=True)), (split, one, found)
+    # From the checkpoint of two ranks on one.
+    more, _ = losses(data, tmp_path / "1 rank", "--iters", 9, "--resume", *how)
+    moved, _ = losses(data, tmp_path / "tp 2", "--iters", 9, "--resume", *how)
+    assert all(math.isclose(a, b, rel_tol=2e-4) for a, b in zip(more, moved, strict=True)), (more, moved)
+
+
+@pytest.mark.parametrize("how", [("adafactor",), ("adafactor", "--beta1", 0.9), ("muon",), ("adamw", "--optimizer-bits", 8)])
+def test_each_optimizer_goes_on_bit_for_bit(how, tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for name, iterations in {"whole": [7], "parts": [3, 7]}.items():
+        for last in iterations:
+            done = train_some(data, tmp_path / name, "--iters", last, "--ranks", 2, "--resume", "--optimizer", *how)
+            assert done.returncode == 0, done.stderr.decode()
+    whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_eight_bits_of_adamw_learn_as_32_do(tmp_path):
+    data, how = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--lr-schedule", "linear", "--iters", 20]
+    exact, large = losses(data, tmp_path / "32 bit", *how)
+    assert exact[-1] < exact[0] / 3
+    for split in ("1 rank", "tp 2", "dp 2", "pp 2"):
+        found, small = losses(data, tmp_path / split, *how, "--optimizer-bits", 8, *SPLITS[split])
+        assert all(math.isclose(a, b, rel_tol=0.01) for a, b in zip(exact, found, strict=True)), (split, exact, found)
+        if split == "1 rank":
+            assert small["peak_bytes"] < 0.9 * large["peak_bytes"]
+    # From the checkpoint of two ranks on one.
+    for name in ("32 bit", "tp 2"):
+        bits = ["--optimizer-bits", 8 if name == "tp 2" else 32]
+        more, _ = losses(data, tmp_path / name, *how[:-1], 23, "--resume", *bits)
+        exact = more if name == "32 bit" else exact
+    assert all(math.isclose(a, b, rel_tol=0.02) for a, b in zip(exact, more, strict=True)), (exact, more)
+    refused = train_some(data, tmp_path / "refused", "--iters", 1, "--optimizer", "lion", "--optimizer-bits", 8)
+    assert refused.returncode == 2 and b"--optimizer-bits 8: 32, or 8 of adamw" in refused.stderr, refused.stderr
+
+
 def test_stopped_and_resumed_equals_one_run(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     assert train_some(data, tmp_path / "whole", "--iters", 11, "--ranks", 2).returncode == 0

@@ -1,0 +1,27 @@
+#include "train/parts.h"
+
+#include <mlx/ops.h>
+
+#include "parallel/collectives.h"
+
+namespace tandem::train {
+
+namespace mx = mlx::core;
+
+mx::array whole_of(const weights::Slice& slice, const mx::array& part, const mx::distributed::Group& group) {
+  if (slice.axis < 0 || group.size() == 1) return part;
+  const auto axis = static_cast<std::size_t>(slice.axis);
+  std::vector<std::pair<int, int>> around(slice.shape.size(), {0, 0});
+  around[axis] = {slice.part.begin, slice.shape[axis] - slice.part.end};
+  return parallel::sum(mx::pad(part, around), group);
+}
+
+mx::array own_part_of(const weights::Slice& slice, const mx::array& whole) {
+  if (slice.axis < 0) return whole;
+  mx::Shape begin(whole.ndim(), 0), end = whole.shape();
+  begin[slice.axis] = slice.part.begin;
+  end[slice.axis] = slice.part.end;
+  return mx::slice(whole, begin, end);
+}
+
+}  // namespace tandem::train

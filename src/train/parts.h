@@ -1,0 +1,18 @@
+// Tensors of which each rank of a group holds a slice.
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/distributed/distributed.h>
+
+#include "weights/source.h"
+
+namespace tandem::train {
+
+// The whole of what has this slice, from all ranks' parts; every rank calls it.
+mlx::core::array whole_of(const weights::Slice& slice, const mlx::core::array& part,
+                          const mlx::core::distributed::Group& group);
+
+// This rank's part of it.
+mlx::core::array own_part_of(const weights::Slice& slice, const mlx::core::array& whole);
+
+}  // namespace tandem::train
