@@ -32,7 +32,7 @@ struct BenchFlags {
   int batch = 1;
   int repeat = 5;
   bool json = false;
-  cluster::Training training{.method = ""};  // or lora, full
+  cluster::Training training{.method = ""};  // or lora, dora, full
   std::string parallel = "tp";
   ClusterFlags cluster;
 };
@@ -233,7 +233,7 @@ void add_bench(CLI::App& program) {
       ->capture_default_str();
   verb->add_option("--train", flags->training.method,
                    "In place of prefill and decode: steps of training on --batch texts of --prompt tokens")
-      ->check(CLI::IsMember({"lora", "full"}));
+      ->check(CLI::IsMember({"lora", "dora", "full"}));
   add_training_flags(*verb, flags->parallel, flags->training);
   verb->add_flag("--json", flags->json, "One JSON object with every figure");
   add_request_flags(*verb, flags->cluster);

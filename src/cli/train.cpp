@@ -13,10 +13,12 @@
 #include "cli/training_flags.h"
 #include "cli/verbs.h"
 #include "cluster/train_worker.h"
+#include "models/families.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "train/data.h"
 #include "train/optimizer.h"
+#include "weights/checkpoint.h"
 
 namespace tandem::cli {
 namespace {
@@ -40,13 +42,32 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
                                 flags.schedule.peak, flags.schedule.name)}};
 }
 
-int run(const TrainFlags& flags) {
+// The method that the workers know, and what it trains where that is not theirs to choose.
+void settle_method(TrainFlags& flags, const models::ModelConfig& config, const fs::path& folder) {
+  auto& training = flags.training;
+  if (training.method == "qlora") {
+    const bool quantised = config.formats.all || (config.formats.fp8_block > 0 && flags.cluster.fp8 == "8bit");
+    if (!quantised) {
+      throw InputError(fmt::format(
+          "--method qlora: the weights of {} are not quantised: make them so (tandem quantize {} OUT "
+          "--bits 4) and train on OUT, or give --method lora",
+          flags.model, flags.model));
+    }
+    training.method = "lora";
+  }
+  // mlx-lm takes an adapter without keys to be of the experts too, of which it has no DoRA.
+  if (training.method == "dora" && training.lora_keys.empty() && !config.expert_layers.empty())
+    training.lora_keys = models::product_keys(config, weights::Checkpoint(folder));
+}
+
+int run(TrainFlags flags) {
   if (flags.training.from_scratch && !trains_all(flags))
     throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
   if (flags.training.balance_rate > 0 && !trains_all(flags))
     throw InputError("--balance-rate: an adapter leaves routers as they are: give --method full, or no rate");
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
+  settle_method(flags, config, folder);
   const auto plan = make_training_plan(flags.cluster, flags.parallel, config);
   const auto training = split_training(flags.training, flags.parallel, plan, config);
   if (plan.rank(0).host != "local")
@@ -190,15 +211,17 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
 
 void add_train(CLI::App& program, int& exit_code) {
   auto* verb =
-      program.add_subcommand("train", "Fine-tune a model on the cluster: LoRA, QLoRA or all weights");
+      program.add_subcommand("train", "Fine-tune a model on the cluster: LoRA, DoRA, QLoRA or all weights");
   auto flags = std::make_shared<TrainFlags>();
   verb->add_option("MODEL", flags->model, "A folder, or a name in the local Hugging Face cache")->required();
   verb->add_option("--data", flags->data,
                    "A folder with train.jsonl and perhaps valid.jsonl, as mlx-lm has them")
       ->required();
   verb->add_option("--out,--adapter-path", flags->out, "The folder to write")->capture_default_str();
-  verb->add_option("--method", flags->training.method, "lora (of quantised weights too: QLoRA) or full")
-      ->check(CLI::IsMember({"lora", "full"}))
+  verb->add_option("--method", flags->training.method,
+                   "lora, or dora, which learns each row's magnitude apart, or qlora, which is lora of quantised "
+                   "weights alone (the others take them too); or full: every weight")
+      ->check(CLI::IsMember({"lora", "dora", "qlora", "full"}))
       ->capture_default_str();
   verb->add_flag(
       "--init", flags->training.from_scratch,

@@ -100,7 +100,7 @@ void write_beside(const TrainFlags& flags, const fs::path& model) {
   if (!trains_all(flags)) {
     json parameters{{"rank", t.lora_rank}, {"scale", t.lora_scale}, {"dropout", 0.0}};
     if (!t.lora_keys.empty()) parameters["keys"] = t.lora_keys;
-    const json config{{"fine_tune_type", "lora"},
+    const json config{{"fine_tune_type", t.method},
                       {"num_layers", t.lora_layers < 1 ? -1 : t.lora_layers},
                       {"lora_parameters", std::move(parameters)},
                       {"model", flags.model}};

@@ -106,8 +106,8 @@ void LoadTeller::tell() {
   on_progress_(progress_);
 }
 
-Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mx::Device device,
-               const OnProgress& on_progress) {
+Part load_part(const Start& start, Model& model, const parallel::Plan& plan, const models::Group& group,
+               mx::Device device, const OnProgress& on_progress) {
   const auto& config = model.config;
   const parallel::Place place = plan.place(start.rank);
   const parallel::Stage& stage = plan.stages[place.stage];
@@ -127,7 +127,7 @@ Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mx:
   if (device == mx::Device::cpu) check_room(weights.bytes());
   auto decoder = models::make_decoder(config, shard, weights, layers);
   model.source->finish();
-  if (!start.adapter.empty()) models::load_adapter(decoder, weights, start.adapter);
+  if (!start.adapter.empty()) models::load_adapter(decoder, weights, start.adapter, group);
   const std::chrono::duration<double> time = steady_clock::now() - begin;
   teller.finish();
   if (model.giving) model.giving->wait();

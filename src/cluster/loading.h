@@ -57,7 +57,8 @@ struct Part {
 // Reads this rank's part and returns when it is there and every other rank has got what it gets from this
 // one. `on_progress` hears of it as LoadTeller tells.
 // InputError where a tensor is not as config.json has it, or the machine has too little memory.
-Part load_part(const Start& start, Model& model, const parallel::Plan& plan, mlx::core::Device device,
-               const OnProgress& on_progress);
+// An adapter is complete after complete_adapter(). `group`: the ranks that share matrices with this one.
+Part load_part(const Start& start, Model& model, const parallel::Plan& plan, const models::Group& group,
+               mlx::core::Device device, const OnProgress& on_progress);
 
 }  // namespace tandem::cluster

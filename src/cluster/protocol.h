@@ -22,7 +22,7 @@ inline constexpr int protocol_version = 8;
 // How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
 // whole model.
 struct Training {
-  std::string method = "lora";  // or full
+  std::string method = "lora";  // or dora, full
   int replicas = 1;
   int lora_rank = 8;
   float lora_scale = 20;

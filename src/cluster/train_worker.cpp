@@ -128,9 +128,10 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
     return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights), activations,
                                               training.balance_rate > 0);
   auto base = models::make_decoder(config, shard, weights, layers);
-  auto adapted = std::make_unique<train::LoraModel>(std::move(base), layers.begin, weights,
+  auto adapted = std::make_unique<train::LoraModel>(std::move(base), layers.begin, weights, ranks.stage.group,
                                                     train::LoraOptions{.rank = training.lora_rank,
                                                                        .scale = training.lora_scale,
+                                                                       .dora = training.method == "dora",
                                                                        .layers = training.lora_layers,
                                                                        .keys = training.lora_keys,
                                                                        .seed = training.seed,
@@ -178,7 +179,7 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
   LoadTeller teller([&](const Progress& progress) { channel.send({{"progress", progress}}); });
   const auto begin = std::chrono::steady_clock::now();
   auto trainable = load(training, model, shard, {planned.first_layer, planned.end_layer}, ranks, teller);
-  const auto* lora = dynamic_cast<const train::LoraModel*>(trainable.get());
+  auto* lora = dynamic_cast<train::LoraModel*>(trainable.get());
   model.source->finish();
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
   teller.finish();
@@ -201,7 +202,10 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
                                 .load_s = time.count()}}});
   parallel::set_timeout(world, limits::train_collective);
   // Now that nothing else is under way.
-  if (lora != nullptr) check_keys(training.lora_keys, *lora, world);
+  if (lora != nullptr) {
+    check_keys(training.lora_keys, *lora, world);
+    lora->start_magnitudes();
+  }
   TrainWork work(world, std::move(trainer));
   while (true) {
     json order = json::object();

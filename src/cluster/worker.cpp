@@ -27,6 +27,7 @@
 #include "kernels/cuda_kernel.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
+#include "models/adapter.h"
 #include "parallel/broadcast.h"
 #include "parallel/messages.h"
 #include "parallel/mlx_backends.h"
@@ -252,7 +253,7 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
                                                  : weights::Fp8As::bfloat16;
   if (!start.training.is_null())
     return train(channel, start, {group, stage, plan, plan.place(start.rank)}, model, device);
-  auto [decoder, ready] = load_part(start, model, plan, device, [&](const Progress& progress) {
+  auto [decoder, ready] = load_part(start, model, plan, stage, device, [&](const Progress& progress) {
     channel.send({{"progress", progress}});
   });
   model.source.reset();
@@ -267,11 +268,12 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
         const auto shape = std::visit([](const auto& a) { return models::held_shape(a); }, layer.attention);
         return kernels::has_cuda_attention(shape, format, activations, mx::default_stream(device));
       });
+  channel.send({{"ready", ready}});
+  channel.expect<json>("go");
+  models::complete_adapter(decoder);
   Work work(channel,
             {std::move(decoder), {stage, activations}, group, plan.place(start.rank), format, overlaps},
             group, stages > 1);
-  channel.send({{"ready", ready}});
-  channel.expect<json>("go");
   channel.send({{"room", work.room()}});
   parallel::set_timeout(group, stages > 1 ? limits::stage_collective : limits::step_collective);
   if (start.rank == 0) {

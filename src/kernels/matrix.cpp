@@ -258,6 +258,37 @@ mx::array rows(const Matrix& matrix, const mx::array& ids, mx::StreamOrDevice s)
   return stream.device == mx::Device::cpu ? mx::astype(found, mx::float32, stream) : found;
 }
 
+mx::array row_squares(const Matrix& matrix) {
+  constexpr int at_once = 512;
+  const int out = matrix.out(), in = matrix.in();
+  if (matrix.packed) {
+    std::vector<float> sums(static_cast<std::size_t>(out));
+    parallel((out + at_once - 1) / at_once, [&](std::int64_t part) {
+      for (std::int64_t row = part * at_once; row < std::min<std::int64_t>(out, (part + 1) * at_once);
+           ++row) {
+        double sum = 0;
+        float numbers[at_once];
+        for (std::int64_t first = 0; first < in; first += at_once) {
+          const std::int64_t count = std::min<std::int64_t>(at_once, in - first);
+          unpack_row(*matrix.packed, row, first, count, numbers);
+          for (std::int64_t i = 0; i < count; ++i) sum += double{numbers[i]} * double{numbers[i]};
+        }
+        sums[static_cast<std::size_t>(row)] = static_cast<float>(sum);
+      }
+    });
+    return mx::array(sums.begin(), {out});
+  }
+  std::vector<mx::array> parts;
+  for (int first = 0; first < out; first += at_once) {
+    const mx::array some = rows(matrix, mx::arange(first, std::min(out, first + at_once), mx::int32));
+    parts.push_back(mx::sum(mx::square(mx::astype(some, mx::float32)), 1));
+    parts.back().eval();  // no more than these in memory
+  }
+  mx::array all = mx::concatenate(parts);
+  all.eval();
+  return all;
+}
+
 void unpack_panel(const PackedMatrix& matrix, std::int64_t index, float* to) {
   const PanelShape& shape = matrix.shape();
   for (std::int64_t o = 0; o < panel_outputs; ++o) {

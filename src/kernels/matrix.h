@@ -70,6 +70,9 @@ void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index,
 // stream in the dtype of weight or scales. Every id must be in [0, out): they are not checked.
 mlx::core::array rows(const Matrix& matrix, const mlx::core::array& ids, mlx::core::StreamOrDevice s = {});
 
+// The sum of the squares of each row, quantised ones as the numbers they stand for: [out] float32, evaluated.
+mlx::core::array row_squares(const Matrix& matrix);
+
 // One panel as a panel of Format::f32, [in][32 outputs].
 void unpack_panel(const PackedMatrix& matrix, std::int64_t index, float* to);
 

@@ -1,16 +1,21 @@
 #include "models/adapter.h"
 
 #include <mlx/ops.h>
+#include <mlx/transforms.h>
 
 #include <set>
 
+#include "kernels/linear.h"
 #include "models/adapter_files.h"
 #include "models/visit.h"
+#include "parallel/collectives.h"
 
 namespace tandem::models {
 namespace {
 
 namespace mx = mlx::core;
+
+constexpr float smallest_square = 1e-30F;  // of a row's norm: one of zeros has a magnitude of 0 over it
 
 // [a, b] turned over, in the dtype that products take, packed for a CPU.
 kernels::Matrix matrix_from(const mx::array& turned, const kernels::Matrix& base) {
@@ -23,6 +28,10 @@ kernels::Matrix matrix_from(const mx::array& turned, const kernels::Matrix& base
   return on_cpu ? kernels::pack(matrix) : matrix;
 }
 
+mx::array all_rows(const kernels::Matrix& matrix) {
+  return mx::astype(kernels::rows(matrix, mx::arange(matrix.out(), mx::int32)), mx::float32);
+}
+
 }  // namespace
 
 AdapterSlices adapter_slices(const ShardedLinear& linear, const weights::Slice& slice, int rank) {
@@ -30,7 +39,8 @@ AdapterSlices adapter_slices(const ShardedLinear& linear, const weights::Slice& 
   // Where the matrix is quantised the slice counts words of several inputs.
   const int inputs = linear.weight.in() / (by_inputs ? slice.part.size() : slice.shape[1]);
   AdapterSlices slices{{linear.name + AdapterFiles::down_ending, {slice.shape[1] * inputs, rank}},
-                       {linear.name + AdapterFiles::up_ending, {rank, slice.shape[0]}}};
+                       {linear.name + AdapterFiles::up_ending, {rank, slice.shape[0]}},
+                       {linear.name + AdapterFiles::magnitude_ending, {slice.shape[0]}}};
   if (by_inputs) {
     slices.down.axis = 0;
     slices.down.part = {slice.part.begin * inputs, slice.part.end * inputs};
@@ -38,12 +48,28 @@ AdapterSlices adapter_slices(const ShardedLinear& linear, const weights::Slice& 
   if (by_outputs) {
     slices.up.axis = 1;
     slices.up.part = slice.part;
+    slices.magnitude.axis = 0;
+    slices.magnitude.part = slice.part;
   }
   return slices;
 }
 
-void load_adapter(Decoder& model, const weights::ShardedWeights& weights,
-                  const std::filesystem::path& folder) {
+// |w + s · up · down|² = |w|² + up · (2 s · down · w + s² · down · downᵀ · up), so that no matrix is made anew.
+mx::array adapted_norms(const ShardedLinear& linear, const mx::array& squares, const Group& group) {
+  const Adapter& adapter = *linear.adapter;
+  const mx::array down = all_rows(adapter.down), up = all_rows(adapter.up);  // [rank, in], [out, rank]
+  const mx::array scale(adapter.scale);
+  const mx::array by_weight = mx::astype(kernels::linear(down, linear.weight), mx::float32);  // [rank, out]
+  const mx::array by_down = mx::matmul(up, mx::matmul(down, mx::transpose(down)));            // [out, rank]
+  const mx::array both =
+      mx::add(mx::multiply(mx::array(2.0F), mx::transpose(by_weight)), mx::multiply(scale, by_down));
+  mx::array sums = mx::add(squares, mx::multiply(scale, mx::sum(mx::multiply(up, both), 1)));
+  if (linear.reduce == parallel::Reduce::sum) sums = parallel::sum(sums, group);
+  return mx::sqrt(mx::maximum(sums, mx::array(smallest_square)));
+}
+
+void load_adapter(Decoder& model, const weights::ShardedWeights& weights, const std::filesystem::path& folder,
+                  const Group& group) {
   const AdapterFiles adapters(folder);
   std::set<std::string> read;
   for (auto& layer : model.layers) {
@@ -54,10 +80,22 @@ void load_adapter(Decoder& model, const weights::ShardedWeights& weights,
       linear.adapter = Adapter{matrix_from(adapters.read(slices.down), linear.weight),
                                matrix_from(adapters.read(slices.up), linear.weight), adapters.scale()};
       read.insert(linear.name);
+      if (!adapters.magnitudes()) return;
+      const mx::array magnitude = mx::astype(adapters.read(slices.magnitude), mx::float32);
+      const mx::array squares = kernels::row_squares(linear.weight);
+      linear.adapter->gain = mx::divide(magnitude, adapted_norms(linear, squares, group));
     });
   }
   const bool whole = static_cast<int>(model.layers.size()) == model.config.layers;
   if (whole) adapters.check_all(read);
+}
+
+void complete_adapter(Decoder& model) {
+  for (auto& layer : model.layers) {
+    for_each_linear(layer, [](ShardedLinear& linear) {
+      if (linear.adapter && linear.adapter->gain) linear.adapter->gain->eval();
+    });
+  }
 }
 
 }  // namespace tandem::models

@@ -15,29 +15,30 @@ namespace {
 
 namespace mx = mlx::core;
 
-float read_scale(const std::filesystem::path& file) {
+}  // namespace
+
+AdapterFiles::Kind AdapterFiles::read_kind(const std::filesystem::path& file) {
   const auto config = read_json_file(file);
   const auto wrong = [&](const std::string& why) {
     return InputError(fmt::format("{}: {}", file.string(), why));
   };
   const std::string type = config.value("fine_tune_type", "lora");
-  if (type != "lora") throw wrong(fmt::format("fine_tune_type is \"{}\"; \"lora\" can be loaded", type));
+  if (type != "lora" && type != "dora")
+    throw wrong(fmt::format("fine_tune_type is \"{}\"; \"lora\" and \"dora\" can be loaded", type));
   const auto found = config.find("lora_parameters");
   if (found == config.end() || !found->is_object() || !found->contains("scale") ||
       !(*found)["scale"].is_number())
     throw wrong("lora_parameters has no number \"scale\"");
-  return (*found)["scale"].get<float>();
+  return {(*found)["scale"].get<float>(), type == "dora"};
 }
 
-// The product that a tensor belongs to; empty where the name is none of an adapter's.
-std::string linear_of(const std::string& tensor) {
-  for (const std::string ending : {AdapterFiles::down_ending, AdapterFiles::up_ending}) {
+std::string AdapterFiles::linear_of(const std::string& tensor) const {
+  std::vector<std::string> endings{down_ending, up_ending};
+  if (magnitudes()) endings.emplace_back(magnitude_ending);
+  for (const auto& ending : endings)
     if (tensor.ends_with(ending)) return tensor.substr(0, tensor.size() - ending.size());
-  }
   return {};
 }
-
-}  // namespace
 
 mx::array part_of(const mx::array& whole, const weights::Slice& slice) {
   mx::Shape begin(whole.ndim(), 0), end = whole.shape();
@@ -51,7 +52,7 @@ mx::array part_of(const mx::array& whole, const weights::Slice& slice) {
 }
 
 AdapterFiles::AdapterFiles(const std::filesystem::path& folder)
-    : scale_(read_scale(folder / "adapter_config.json")), file_(folder / "adapters.safetensors") {}
+    : kind_(read_kind(folder / "adapter_config.json")), file_(folder / "adapters.safetensors") {}
 
 bool AdapterFiles::has(const std::string& linear) const {
   return file_.tensors().contains(linear + down_ending);
@@ -80,7 +81,7 @@ mx::array AdapterFiles::read(const weights::Slice& slice) const {
                                  where, nlohmann::json(info.shape).dump(), nlohmann::json(wanted).dump()));
   }
   const mx::Dtype dtype = weights::to_mlx(where, info.dtype, weights::Element::number);
-  mx::array whole = weights::allocated({slice.shape[0], slice.shape[1]}, dtype, where);
+  mx::array whole = weights::allocated({slice.shape.begin(), slice.shape.end()}, dtype, where);
   file_.read(info.begin, info.end - info.begin, whole.data<char>());
   return part_of(whole, slice);
 }

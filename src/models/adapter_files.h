@@ -1,5 +1,5 @@
-// Low-rank adapters as mlx-lm's files have them: adapters.safetensors with NAME.lora_a [in, rank] and
-// NAME.lora_b [rank, out], and their scale in adapter_config.json.
+// Low-rank adapters as mlx-lm's files have them: adapters.safetensors with NAME.lora_a [in, rank], NAME.lora_b
+// [rank, out] and, of DoRA, NAME.m [out]; their kind and scale in adapter_config.json.
 #pragma once
 
 #include <mlx/array.h>
@@ -20,11 +20,13 @@ class AdapterFiles {
  public:
   static constexpr const char* down_ending = ".lora_a";
   static constexpr const char* up_ending = ".lora_b";
+  static constexpr const char* magnitude_ending = ".m";
 
   // InputError, here and below, names the file and what is wrong.
   explicit AdapterFiles(const std::filesystem::path& folder);
 
-  float scale() const { return scale_; }  // of every adapter
+  float scale() const { return kind_.scale; }            // of every adapter
+  bool magnitudes() const { return kind_.magnitudes; }  // whether each has some: DoRA
   // Linear products are named by their weights, without ".weight".
   bool has(const std::string& linear) const;
   int rank(const std::string& linear) const;
@@ -35,7 +37,15 @@ class AdapterFiles {
   void check_all(const std::set<std::string>& linears) const;
 
  private:
-  float scale_;
+  struct Kind {
+    float scale;
+    bool magnitudes;
+  };
+  static Kind read_kind(const std::filesystem::path& file);
+  // The product that a tensor belongs to; empty where the name is none of an adapter's.
+  std::string linear_of(const std::string& tensor) const;
+
+  Kind kind_;
   weights::SafetensorsFile file_;
 };
 

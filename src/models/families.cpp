@@ -122,6 +122,20 @@ std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const wei
   return rules;
 }
 
+std::vector<std::string> product_keys(const ModelConfig& config, const weights::Source& source) {
+  const std::string prefix = "model.layers.*.", ending = ".weight";
+  std::vector<std::string> keys;
+  for (const auto& rule : shard_rules(config, source, {0, config.layers})) {
+    if (!rule.name.starts_with(prefix) || !rule.name.ends_with(ending) || rule.shape.size() != 2) continue;
+    const std::string key =
+        rule.name.substr(prefix.size(), rule.name.size() - prefix.size() - ending.size());
+    // Taken by head, the router, and routed experts are none.
+    const bool other = key == "self_attn.kv_b_proj" || key == "mlp.gate" || key.find('*') != key.npos;
+    if (!other) keys.push_back(key);
+  }
+  return keys;
+}
+
 Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
                      const weights::ShardedWeights& weights, const parallel::Range& layers) {
   const int rotated = is_deepseek(config) ? config.sizes.rope : config.sizes.head_dim;

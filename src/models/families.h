@@ -2,6 +2,7 @@
 // shaped and cut, and what takes them over.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "models/decoder.h"
@@ -22,6 +23,9 @@ std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, cons
 // stage with `layers` holds.
 std::vector<weights::ShardRule> shard_rules(const ModelConfig& config, const weights::Source& source,
                                             const parallel::Range& layers);
+
+// The linear products of all layers, as adapters are named: "self_attn.q_proj", … (visit.h, for_each_linear).
+std::vector<std::string> product_keys(const ModelConfig& config, const weights::Source& source);
 
 // Takes the weights of the stage with `layers` over.
 Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,

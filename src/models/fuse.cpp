@@ -116,23 +116,34 @@ class Fuser {
     return source_.read({name, {shape.begin(), shape.end()}, -1, {}, element}, [](std::uint64_t) {});
   }
 
-  // That both halves are there and of the matrix's shape.
+  // That all its parts are there and of the matrix's shape.
   void check(const std::string& linear) const {
     const auto& shape = source_.info(linear + ".weight").shape;
     int in = static_cast<int>(shape[1]);
     if (source_.has(linear + ".scales")) in = in * 32 / config_.formats.of(linear).bits;
     const int rank = adapters_.has(linear) ? adapters_.rank(linear) : 0;
     adapters_.read({linear + AdapterFiles::down_ending, {in, rank}});
-    adapters_.read({linear + AdapterFiles::up_ending, {rank, static_cast<int>(shape[0])}});
+    const int out = static_cast<int>(shape[0]);
+    adapters_.read({linear + AdapterFiles::up_ending, {rank, out}});
+    if (adapters_.magnitudes()) adapters_.read({linear + AdapterFiles::magnitude_ending, {out}});
   }
 
-  // lora_a · lora_b, turned over: [out, in] float32.
-  mx::array added(const std::string& linear, int out, int in) const {
-    const int rank = adapters_.rank(linear);
+  // `weight` and what the adapter adds: [out, in] float32.
+  mx::array adapted(const std::string& linear, const mx::array& weight) const {
+    const int rank = adapters_.rank(linear), out = weight.shape(0), in = weight.shape(1);
     const mx::Device cpu = mx::Device::cpu;
     const mx::array down = floats(adapters_.read({linear + AdapterFiles::down_ending, {in, rank}}));
     const mx::array up = floats(adapters_.read({linear + AdapterFiles::up_ending, {rank, out}}));
-    return mx::multiply(mx::array(adapters_.scale()), mx::transpose(mx::matmul(down, up, cpu), cpu), cpu);
+    const mx::array added =
+        mx::multiply(mx::array(adapters_.scale()), mx::transpose(mx::matmul(down, up, cpu), cpu), cpu);
+    const mx::array sum = mx::add(weight, added, cpu);
+    if (!adapters_.magnitudes()) return sum;
+    const mx::array norms = mx::sqrt(mx::sum(mx::square(sum, cpu), 1, /*keepdims=*/true, cpu), cpu);
+    const mx::array wanted = floats(adapters_.read({linear + AdapterFiles::magnitude_ending, {out}}));
+    const mx::array nothing = mx::equal(norms, mx::array(0.0F), cpu);  // a row of zeros
+    const mx::array gain = mx::divide(mx::expand_dims(wanted, 1, cpu),
+                                      mx::where(nothing, mx::array(1.0F), norms, cpu), cpu);
+    return mx::multiply(sum, gain, cpu);
   }
 
   // The product's tensors by their endings: "weight", and where it is quantised "scales" and "biases".
@@ -141,7 +152,7 @@ class Fuser {
     std::map<std::string, mx::array> made;
     if (!source_.has(linear + ".scales")) {
       const mx::array weight = read(linear + ".weight", weights::Element::number);
-      const mx::array sum = mx::add(floats(weight), added(linear, weight.shape(0), weight.shape(1)), cpu);
+      const mx::array sum = adapted(linear, floats(weight));
       made.emplace("weight", mx::contiguous(mx::astype(sum, weight.dtype(), cpu), false, cpu));
     } else {
       const auto [bits, group] = config_.formats.of(linear);
@@ -150,7 +161,7 @@ class Fuser {
       const mx::array biases = read(linear + ".biases", weights::Element::number);
       const mx::array weight = mx::dequantize(codes, floats(scales), floats(biases), group, bits, "affine",
                                               std::nullopt, std::nullopt, cpu);
-      const mx::array sum = mx::add(weight, added(linear, weight.shape(0), weight.shape(1)), cpu);
+      const mx::array sum = adapted(linear, weight);
       const auto parts =
           mx::quantize(mx::astype(sum, scales.dtype(), cpu), group, bits, "affine", std::nullopt, cpu);
       made.emplace("weight", parts[0]);

@@ -14,10 +14,11 @@ namespace {
 
 namespace mx = mlx::core;
 
-// y + scale · x · downᵀ · upᵀ.
+// gain · (y + scale · x · downᵀ · upᵀ).
 mx::array adapted(const mx::array& y, const mx::array& x, const Adapter& adapter) {
   const mx::array low = kernels::linear(x, adapter.down);  // [T, rank]
-  return kernels::add_linear(y, low, adapter.up, adapter.scale);
+  const mx::array sum = kernels::add_linear(y, low, adapter.up, adapter.scale);
+  return adapter.gain ? mx::multiply(sum, mx::astype(*adapter.gain, sum.dtype())) : sum;
 }
 
 mx::array with_bias(const mx::array& y, const ShardedLinear& w) {
@@ -34,8 +35,8 @@ std::vector<mx::array> products(const mx::array& x, const std::vector<const Shar
   std::vector<mx::array> parts = kernels::linear(x, weights);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const ShardedLinear& w = *matrices[i];
-    if (w.reduce == parallel::Reduce::none) parts[i] = with_bias(parts[i], w);
     if (w.adapter) parts[i] = adapted(parts[i], x, *w.adapter);
+    if (w.reduce == parallel::Reduce::none) parts[i] = with_bias(parts[i], w);
   }
   return parts;
 }

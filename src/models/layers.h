@@ -28,10 +28,14 @@ struct Context {
 
 // Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) of a matrix: its part that belongs to this rank's
 // part of the matrix. Where the matrix is cut by outputs, `down` is whole, where by inputs, `up`.
+// With weight-decomposition (DoRA, Liu et al. 2024, arXiv:2402.09353) a gain multiplies the sum of both
+// products.
 struct Adapter {
   kernels::Matrix down;  // [rank, in]
   kernels::Matrix up;    // [out, rank]
   float scale = 1;
+  // Of DoRA: magnitudes over norms of the rows, all of their inputs, of weight + scale · up · down. [out]
+  std::optional<mlx::core::array> gain = {};
 };
 
 struct ShardedLinear {

@@ -36,6 +36,7 @@ void arrays(ShardedLinear& w, const VisitArray& visit) {
   if (!w.adapter) return;
   array(w.adapter->down.weight, visit);
   array(w.adapter->up.weight, visit);
+  array(w.adapter->gain, visit);
 }
 
 void arrays(kernels::Experts& experts, const VisitArray& visit) {

@@ -11,6 +11,7 @@
 #include "models/adapter.h"
 #include "models/adapter_files.h"
 #include "models/visit.h"
+#include "parallel/collectives.h"
 
 namespace tandem::train {
 namespace {
@@ -26,8 +27,8 @@ std::string key_of(const std::string& name) {
 }  // namespace
 
 LoraModel::LoraModel(models::Decoder base, int first_layer, const weights::ShardedWeights& weights,
-                     const LoraOptions& options)
-    : base_(std::move(base)), first_layer_(first_layer), options_(options) {
+                     models::Group group, const LoraOptions& options)
+    : base_(std::move(base)), first_layer_(first_layer), group_(std::move(group)), options_(options) {
   for (auto& layer : base_.layers)
     models::for_each_linear(layer, [&](auto& linear) { products_.insert(key_of(linear.name)); });
   for_each_adapted(base_, [&](auto& linear) { add(linear, weights.slice_of(linear.name + ".weight")); });
@@ -57,17 +58,37 @@ void LoraModel::add(const models::ShardedLinear& linear, const weights::Slice& s
   parameters_.push_back({slices.up,
                          models::part_of(mx::zeros({rank, slices.up.shape[1]}, mx::float32), slices.up),
                          slices.up.axis < 0});
+  if (!options_.dora) return;
+  squares_.push_back(kernels::row_squares(linear.weight));
+  parameters_.push_back({slices.magnitude, mx::zeros_like(squares_.back()), slices.magnitude.axis < 0});
+}
+
+void LoraModel::start_magnitudes() {
+  std::size_t next = 0;
+  for_each_adapted(base_, [&](auto& linear) {
+    if (!options_.dora) return;
+    mx::array sum = squares_[next];
+    if (linear.reduce == parallel::Reduce::sum) sum = parallel::sum(sum, group_);
+    auto& magnitude = parameters_[next * 3 + 2].value;
+    magnitude = mx::sqrt(sum);
+    magnitude.eval();
+    ++next;
+  });
 }
 
 models::Decoder LoraModel::model(const std::vector<mx::array>& values) {
   models::Decoder model = base_;
-  std::size_t next = 0;
+  std::size_t next = 0, products = 0;
   for_each_adapted(model, [&](auto& linear) {
     const auto turned = [&](const mx::array& x) {
       return kernels::Matrix{mx::transpose(mx::astype(x, options_.activations)), {}, {}};
     };
     linear.adapter = models::Adapter{turned(values[next]), turned(values[next + 1]), options_.scale};
     next += 2;
+    if (!options_.dora) return;
+    const mx::array norms =
+        mx::stop_gradient(models::adapted_norms(linear, squares_[products++], group_));
+    linear.adapter->gain = mx::divide(values[next++], norms);
   });
   return model;
 }

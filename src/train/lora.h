@@ -1,5 +1,7 @@
 // Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685), with names, shapes and scale as mlx-lm's adapters
-// have them: y = W x + scale · (x · lora_a) · lora_b, lora_a [in, rank], lora_b [rank, out].
+// have them: y = W x + scale · (x · lora_a) · lora_b, lora_a [in, rank], lora_b [rank, out]. With
+// weight-decomposition (DoRA, Liu et al. 2024, arXiv:2402.09353) y is multiplied by m over the norms of the rows
+// of W + scale · (lora_a · lora_b)ᵀ, which have no gradient (section 4.3); m [out] starts as the norms of W's.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +19,7 @@ namespace tandem::train {
 struct LoraOptions {
   int rank = 8;
   float scale = 20;
+  bool dora = false;
   int layers = 16;                // the last so many; below 1: all
   std::vector<std::string> keys;  // "self_attn.q_proj", …; empty: every linear product
   std::uint64_t seed = 0;
@@ -25,10 +28,13 @@ struct LoraOptions {
 
 class LoraModel : public Trainable {
  public:
-  // `base` was made from `weights`, and its first layer is the model's `first_layer`. lora_a starts uniform
-  // in ±1/sqrt(in), the same on any split, lora_b at 0.
+  // `base` was made from `weights`, and its first layer is the model's `first_layer`; `group` has the ranks
+  // that share its matrices. lora_a starts uniform in ±1/sqrt(in), the same on any split, lora_b at 0.
   LoraModel(models::Decoder base, int first_layer, const weights::ShardedWeights& weights,
-            const LoraOptions& options);
+            models::Group group, const LoraOptions& options);
+
+  // Gives DoRA's m its first values. Every rank of the group calls it, once all have their weights.
+  void start_magnitudes();
 
   // Of every layer here: "self_attn.q_proj", …
   const std::set<std::string>& products() const { return products_; }
@@ -44,6 +50,8 @@ class LoraModel : public Trainable {
 
   models::Decoder base_;
   int first_layer_;
+  models::Group group_;
+  std::vector<mlx::core::array> squares_;  // of DoRA: kernels::row_squares() of each product with an adapter
   std::set<std::string> products_;
   LoraOptions options_;
 };
