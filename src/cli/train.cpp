@@ -46,7 +46,8 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
 void settle_method(TrainFlags& flags, const models::ModelConfig& config, const fs::path& folder) {
   auto& training = flags.training;
   if (training.method == "qlora") {
-    const bool quantised = config.formats.all || (config.formats.fp8_block > 0 && flags.cluster.fp8 == "8bit");
+    const bool quantised =
+        config.formats.all || (config.formats.fp8_block > 0 && flags.cluster.fp8 == "8bit");
     if (!quantised) {
       throw InputError(fmt::format(
           "--method qlora: the weights of {} are not quantised: make them so (tandem quantize {} OUT "
@@ -54,6 +55,11 @@ void settle_method(TrainFlags& flags, const models::ModelConfig& config, const f
           flags.model, flags.model));
     }
     training.method = "lora";
+  }
+  for (const auto& key : training.lora_keys) {
+    if (training.method != "dora" || !key.starts_with("mlp.switch_mlp.")) continue;
+    throw InputError(
+        fmt::format("--lora-keys {}: experts have no DoRA: leave them out, or give --method lora", key));
   }
   // mlx-lm takes an adapter without keys to be of the experts too, of which it has no DoRA.
   if (training.method == "dora" && training.lora_keys.empty() && !config.expert_layers.empty())
@@ -122,7 +128,8 @@ void add_lora_flags(CLI::App& verb, cluster::Training& training) {
       ->check(at_least(-1))
       ->capture_default_str();
   verb.add_option("--lora-keys", training.lora_keys,
-                  "Which products: self_attn.q_proj,self_attn.v_proj [all linear]")
+                  "Which products: self_attn.q_proj,self_attn.v_proj; of experts: mlp.switch_mlp.gate_proj, "
+                  "….up_proj, ….down_proj [all linear, no experts']")
       ->delimiter(',');
 }
 
@@ -218,9 +225,10 @@ void add_train(CLI::App& program, int& exit_code) {
                    "A folder with train.jsonl and perhaps valid.jsonl, as mlx-lm has them")
       ->required();
   verb->add_option("--out,--adapter-path", flags->out, "The folder to write")->capture_default_str();
-  verb->add_option("--method", flags->training.method,
-                   "lora, or dora, which learns each row's magnitude apart, or qlora, which is lora of quantised "
-                   "weights alone (the others take them too); or full: every weight")
+  verb->add_option(
+          "--method", flags->training.method,
+          "lora, or dora, which learns each row's magnitude apart, or qlora, which is lora of quantised "
+          "weights alone (the others take them too); or full: every weight")
       ->check(CLI::IsMember({"lora", "dora", "qlora", "full"}))
       ->capture_default_str();
   verb->add_flag(

@@ -258,7 +258,8 @@ std::optional<mx::array> linear_on_cuda(const mx::array& x, const Matrix& matrix
 std::optional<mx::array> gather_on_cuda(const mx::array& x, const Experts& experts, const mx::array& ids,
                                         mx::Stream s) {
   const int pairs = static_cast<int>(ids.size()), in = experts.in(), out = experts.out();
-  if (!is_cuda(s) || pairs == 0 || pairs > max_pairs || has_gradient({x})) return std::nullopt;
+  if (!is_cuda(s) || pairs == 0 || pairs > max_pairs || has_gradient({x, *experts.weight}))
+    return std::nullopt;
   const int shared = x.ndim() == 2 ? ids.shape(1) : 1;
   const mx::Shape shape{ids.shape(0), ids.shape(1), out};
   const mx::array numbers = mx::astype(ids, mx::int32, s);

@@ -17,15 +17,27 @@ namespace mx = mlx::core;
 
 constexpr float smallest_square = 1e-30F;  // of a row's norm: one of zeros has a magnitude of 0 over it
 
-// [a, b] turned over, in the dtype that products take, packed for a CPU.
-kernels::Matrix matrix_from(const mx::array& turned, const kernels::Matrix& base) {
-  const bool on_cpu = mx::default_device() == mx::Device::cpu;
+bool on_cpu() { return mx::default_device() == mx::Device::cpu; }
+
+// In the dtype that products with `base`, a Matrix or Experts, take.
+template <class Base>
+mx::array as_product(const mx::array& x, const Base& base) {
   mx::Dtype dtype = mx::float32;
-  if (!on_cpu) dtype = base.affine ? base.affine->scales.dtype() : base.weight->dtype();
-  mx::array weight = mx::contiguous(mx::transpose(mx::astype(turned, dtype)));
-  weight.eval();
-  const kernels::Matrix matrix{weight, {}, {}};
-  return on_cpu ? kernels::pack(matrix) : matrix;
+  if (!on_cpu()) dtype = base.affine ? base.affine->scales.dtype() : base.weight->dtype();
+  mx::array made = mx::contiguous(mx::astype(x, dtype));
+  made.eval();
+  return made;
+}
+
+// [a, b] turned over, packed for a CPU.
+kernels::Matrix matrix_from(const mx::array& turned, const kernels::Matrix& base) {
+  const kernels::Matrix matrix{as_product(mx::transpose(turned), base), {}, {}};
+  return on_cpu() ? kernels::pack(matrix) : matrix;
+}
+
+kernels::Experts experts_from(const mx::array& stack, const kernels::Experts& base) {
+  const kernels::Experts experts{as_product(stack, base), {}, {}};
+  return on_cpu() ? kernels::pack(experts) : experts;
 }
 
 mx::array all_rows(const kernels::Matrix& matrix) {
@@ -54,7 +66,23 @@ AdapterSlices adapter_slices(const ShardedLinear& linear, const weights::Slice& 
   return slices;
 }
 
-// |w + s · up · down|² = |w|² + up · (2 s · down · w + s² · down · downᵀ · up), so that no matrix is made anew.
+AdapterSlices adapter_slices(const ShardedExperts& experts, int rank) {
+  const auto& place = experts.place;
+  const int count = place.shape[0], out = place.shape[1], in = place.shape[2];
+  AdapterSlices slices{{place.name + AdapterFiles::down_ending, {count, rank, in}},
+                       {place.name + AdapterFiles::up_ending, {count, out, rank}},
+                       {}};
+  for (auto* slice : {&slices.down, &slices.up}) {
+    const bool by_inputs = slice == &slices.down;
+    if (place.axis != 0 && place.axis != (by_inputs ? 2 : 1)) continue;
+    slice->axis = place.axis;
+    slice->part = place.part;
+  }
+  return slices;
+}
+
+// |w + s · up · down|² = |w|² + up · (2 s · down · w + s² · down · downᵀ · up), so that no matrix is made
+// anew.
 mx::array adapted_norms(const ShardedLinear& linear, const mx::array& squares, const Group& group) {
   const Adapter& adapter = *linear.adapter;
   const mx::array down = all_rows(adapter.down), up = all_rows(adapter.up);  // [rank, in], [out, rank]
@@ -84,6 +112,15 @@ void load_adapter(Decoder& model, const weights::ShardedWeights& weights, const 
       const mx::array magnitude = mx::astype(adapters.read(slices.magnitude), mx::float32);
       const mx::array squares = kernels::row_squares(linear.weight);
       linear.adapter->gain = mx::divide(magnitude, adapted_norms(linear, squares, group));
+    });
+    for_each_experts(layer, [&](ShardedExperts& experts) {
+      const std::string& name = experts.place.name;
+      if (!adapters.has(name) || adapters.magnitudes()) return;  // there is no DoRA of experts
+      const auto slices = adapter_slices(experts, adapters.rank(name));
+      experts.adapter =
+          ExpertsAdapter{experts_from(adapters.read(slices.down), experts.weight),
+                         experts_from(adapters.read(slices.up), experts.weight), adapters.scale()};
+      read.insert(name);
     });
   }
   const bool whole = static_cast<int>(model.layers.size()) == model.config.layers;

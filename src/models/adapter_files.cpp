@@ -60,7 +60,7 @@ bool AdapterFiles::has(const std::string& linear) const {
 
 int AdapterFiles::rank(const std::string& linear) const {
   const auto& shape = file_.tensors().find(linear + down_ending)->second.shape;
-  return shape.size() == 2 ? static_cast<int>(shape[1]) : 0;
+  return shape.size() >= 2 ? static_cast<int>(shape[1]) : 0;
 }
 
 std::set<std::string> AdapterFiles::linears() const {
@@ -81,9 +81,15 @@ mx::array AdapterFiles::read(const weights::Slice& slice) const {
                                  where, nlohmann::json(info.shape).dump(), nlohmann::json(wanted).dump()));
   }
   const mx::Dtype dtype = weights::to_mlx(where, info.dtype, weights::Element::number);
-  mx::array whole = weights::allocated({slice.shape.begin(), slice.shape.end()}, dtype, where);
-  file_.read(info.begin, info.end - info.begin, whole.data<char>());
-  return part_of(whole, slice);
+  // What is cut along a later axis is read whole, adapters being small.
+  const bool by_rows = slice.axis == 0;
+  const std::uint64_t bytes = info.end - info.begin;
+  const std::uint64_t skipped = by_rows ? bytes / slice.shape[0] * slice.part.begin : 0;
+  mx::Shape shape(slice.shape.begin(), slice.shape.end());
+  if (by_rows) shape[0] = slice.part.size();
+  mx::array read = weights::allocated(shape, dtype, where);
+  file_.read(info.begin + skipped, read.nbytes(), read.data<char>());
+  return by_rows ? read : part_of(read, slice);
 }
 
 void AdapterFiles::check_all(const std::set<std::string>& linears) const {

@@ -1,5 +1,6 @@
-// Low-rank adapters as mlx-lm's files have them: adapters.safetensors with NAME.lora_a [in, rank], NAME.lora_b
-// [rank, out] and, of DoRA, NAME.m [out]; their kind and scale in adapter_config.json.
+// Low-rank adapters as mlx-lm's files have them: adapters.safetensors with NAME.lora_a [in, rank],
+// NAME.lora_b [rank, out] and, of DoRA, NAME.m [out]; for a stack of experts lora_a [E, rank, in] and lora_b
+// [E, out, rank]; their kind and scale in adapter_config.json.
 #pragma once
 
 #include <mlx/array.h>
@@ -25,13 +26,13 @@ class AdapterFiles {
   // InputError, here and below, names the file and what is wrong.
   explicit AdapterFiles(const std::filesystem::path& folder);
 
-  float scale() const { return kind_.scale; }            // of every adapter
+  float scale() const { return kind_.scale; }           // of every adapter
   bool magnitudes() const { return kind_.magnitudes; }  // whether each has some: DoRA
   // Linear products are named by their weights, without ".weight".
   bool has(const std::string& linear) const;
   int rank(const std::string& linear) const;
   std::set<std::string> linears() const;
-  // Each tensor is read whole, adapters being small. InputError where it has not the slice's shape.
+  // InputError where the tensor has not the slice's whole shape.
   mlx::core::array read(const weights::Slice& slice) const;
   // InputError where a tensor is for no product among `linears`.
   void check_all(const std::set<std::string>& linears) const;

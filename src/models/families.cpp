@@ -127,8 +127,7 @@ std::vector<std::string> product_keys(const ModelConfig& config, const weights::
   std::vector<std::string> keys;
   for (const auto& rule : shard_rules(config, source, {0, config.layers})) {
     if (!rule.name.starts_with(prefix) || !rule.name.ends_with(ending) || rule.shape.size() != 2) continue;
-    const std::string key =
-        rule.name.substr(prefix.size(), rule.name.size() - prefix.size() - ending.size());
+    const std::string key = rule.name.substr(prefix.size(), rule.name.size() - prefix.size() - ending.size());
     // Taken by head, the router, and routed experts are none.
     const bool other = key == "self_attn.kv_b_proj" || key == "mlp.gate" || key.find('*') != key.npos;
     if (!other) keys.push_back(key);

@@ -1,11 +1,26 @@
 #include "models/feed_forward.h"
 
+#include <mlx/ops.h>
+
 #include "kernels/linear.h"
 #include "models/loading.h"
 
 namespace tandem::models {
 
 namespace mx = mlx::core;
+
+namespace {
+
+// Of rows x by the experts of their ids: [T, k, out].
+mx::array product(const mx::array& x, const ShardedExperts& w, const mx::array& ids) {
+  const mx::array y = kernels::gather_linear(x, w.weight, ids);
+  if (!w.adapter) return y;
+  const mx::array low = kernels::gather_linear(x, w.adapter->down, ids);  // [T, k, rank]
+  const mx::array added = kernels::gather_linear(low, w.adapter->up, ids);
+  return mx::add(y, mx::astype(mx::multiply(added, mx::array(w.adapter->scale, added.dtype())), y.dtype()));
+}
+
+}  // namespace
 
 mx::array feed_forward(const FeedForward& w, const mx::array& x) {
   const auto projected = products(x, {&w.gate, &w.up});  // [T, ffn] each
@@ -14,9 +29,9 @@ mx::array feed_forward(const FeedForward& w, const mx::array& x) {
 
 mx::array feed_forward(const Mixture& w, const mx::array& x) {
   const auto routes = kernels::route(kernels::linear(x, w.router), w.router_bias, w.routing);  // [T, k]
-  const mx::array gate = kernels::gather_linear(x, w.gate, routes.ids);                        // [T, k, ffn]
-  const mx::array up = kernels::gather_linear(x, w.up, routes.ids);
-  const mx::array y = kernels::gather_linear(kernels::silu_multiply(gate, up), w.down, routes.ids);
+  const mx::array gate = product(x, w.gate, routes.ids);                                       // [T, k, ffn]
+  const mx::array up = product(x, w.up, routes.ids);
+  const mx::array y = product(kernels::silu_multiply(gate, up), w.down, routes.ids);
   const mx::array routed = kernels::weighted_sum(y, routes.weights);  // [T, hidden]
   return w.shared ? kernels::add(routed, feed_forward(*w.shared, x)) : routed;
 }
@@ -24,7 +39,8 @@ mx::array feed_forward(const Mixture& w, const mx::array& x) {
 std::size_t step_bytes(const FeedForward& w) { return bytes_of(w.gate) + bytes_of(w.up) + bytes_of(w.down); }
 
 std::size_t step_bytes(const Mixture& w) {
-  const std::size_t experts = bytes_of_one(w.gate) + bytes_of_one(w.up) + bytes_of_one(w.down);
+  const std::size_t experts =
+      bytes_of_one(w.gate.weight) + bytes_of_one(w.up.weight) + bytes_of_one(w.down.weight);
   const auto held = static_cast<std::size_t>(w.routing.end_held - w.routing.first_held);
   return w.router.bytes() + (w.router_bias ? w.router_bias->nbytes() : 0) +
          experts * static_cast<std::size_t>(w.routing.chosen) * held /

@@ -5,7 +5,9 @@
 #include <mlx/transforms.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -41,12 +43,20 @@ class Fuser {
     }
     std::set<std::string> known;
     for (const auto& [name, info] : source_.tensors()) {
-      if (name.ends_with(".weight") && info.shape.size() == 2) known.insert(name.substr(0, name.size() - 7));
+      progress_.total_bytes += info.end - info.begin;
+      if (!name.ends_with(".weight") || info.shape.size() < 2) continue;
+      const std::string linear = name.substr(0, name.size() - 7);
+      const auto [adapter, experts, expert] = target_of(linear);
+      // There is no DoRA of experts.
+      if (experts && (adapters_.magnitudes() || expert.value_or(0) >= config_.sizes.experts)) continue;
+      known.insert(adapter);
+      adapted_.insert(linear);
     }
     adapters_.check_all(known);
-    for (const auto& [name, info] : source_.tensors()) progress_.total_bytes += info.end - info.begin;
-    for (const auto& linear : adapters_.linears()) check(linear);
-    progress_.matrices = adapters_.linears().size();
+    const auto wanted = adapters_.linears();
+    std::erase_if(adapted_, [&](const auto& linear) { return !wanted.contains(target_of(linear).adapter); });
+    for (const auto& linear : adapted_) check(linear);
+    progress_.matrices = adapted_.size();
   }
 
   std::uint64_t total_bytes() const { return progress_.total_bytes; }
@@ -58,6 +68,20 @@ class Fuser {
   }
 
  private:
+  // What of the adapters a matrix takes.
+  struct Target {
+    std::string adapter;
+    bool experts = false;            // the adapter is a stack, one for each expert
+    std::optional<int> expert = {};  // of it, where the matrix is no stack itself
+  };
+  static Target target_of(const std::string& linear) {
+    const std::string single = ".mlp.experts.", stack = ".mlp.switch_mlp.";
+    const auto at = linear.find(single);
+    if (at == linear.npos) return {linear, linear.find(stack) != linear.npos};
+    const std::string rest = linear.substr(at + single.size());  // "7.gate_proj"
+    return {linear.substr(0, at) + stack + rest.substr(rest.find('.') + 1), true, std::atoi(rest.c_str())};
+  }
+
   // In the order in which they lie.
   static std::vector<weights::TensorSpec> specs_of(const weights::SafetensorsFile& file) {
     std::vector<std::pair<std::uint64_t, weights::TensorSpec>> placed;
@@ -78,7 +102,7 @@ class Fuser {
     for (const auto& spec : specs) {
       const auto dot = spec.name.rfind('.');
       const std::string linear = spec.name.substr(0, dot), ending = spec.name.substr(dot + 1);
-      if (!adapters_.has(linear) || (ending != "weight" && ending != "scales" && ending != "biases")) {
+      if (!adapted_.contains(linear) || (ending != "weight" && ending != "scales" && ending != "biases")) {
         copy(file, spec.name, writer);
       } else if (done.insert(linear).second) {
         for (const auto& [part, array] : fused(linear)) {
@@ -119,31 +143,50 @@ class Fuser {
   // That all its parts are there and of the matrix's shape.
   void check(const std::string& linear) const {
     const auto& shape = source_.info(linear + ".weight").shape;
-    int in = static_cast<int>(shape[1]);
+    const int out = static_cast<int>(shape[shape.size() - 2]);
+    int in = static_cast<int>(shape.back());
     if (source_.has(linear + ".scales")) in = in * 32 / config_.formats.of(linear).bits;
-    const int rank = adapters_.has(linear) ? adapters_.rank(linear) : 0;
-    adapters_.read({linear + AdapterFiles::down_ending, {in, rank}});
-    const int out = static_cast<int>(shape[0]);
-    adapters_.read({linear + AdapterFiles::up_ending, {rank, out}});
-    if (adapters_.magnitudes()) adapters_.read({linear + AdapterFiles::magnitude_ending, {out}});
+    halves(linear, out, in);
+    if (adapters_.magnitudes()) magnitudes(linear, out);
   }
 
-  // `weight` and what the adapter adds: [out, in] float32.
-  mx::array adapted(const std::string& linear, const mx::array& weight) const {
-    const int rank = adapters_.rank(linear), out = weight.shape(0), in = weight.shape(1);
+  // float32, as the product takes them: down [rank, in], up [out, rank], of a stack [E, rank, in] and so on.
+  struct Halves {
+    mx::array down, up;
+  };
+  Halves halves(const std::string& linear, int out, int in) const {
     const mx::Device cpu = mx::Device::cpu;
-    const mx::array down = floats(adapters_.read({linear + AdapterFiles::down_ending, {in, rank}}));
-    const mx::array up = floats(adapters_.read({linear + AdapterFiles::up_ending, {rank, out}}));
-    const mx::array added =
-        mx::multiply(mx::array(adapters_.scale()), mx::transpose(mx::matmul(down, up, cpu), cpu), cpu);
+    const auto [adapter, experts, expert] = target_of(linear);
+    const int rank = adapters_.has(adapter) ? adapters_.rank(adapter) : 0, count = config_.sizes.experts;
+    weights::Slice down{adapter + AdapterFiles::down_ending, {in, rank}};
+    weights::Slice up{adapter + AdapterFiles::up_ending, {rank, out}};
+    if (!experts) {
+      return {mx::transpose(floats(adapters_.read(down)), cpu),
+              mx::transpose(floats(adapters_.read(up)), cpu)};
+    }
+    down.shape = {count, rank, in};
+    up.shape = {count, out, rank};
+    if (!expert) return {floats(adapters_.read(down)), floats(adapters_.read(up))};
+    for (auto* slice : {&down, &up}) slice->axis = 0, slice->part = {*expert, *expert + 1};
+    return {mx::squeeze(floats(adapters_.read(down)), 0, cpu),
+            mx::squeeze(floats(adapters_.read(up)), 0, cpu)};
+  }
+
+  mx::array magnitudes(const std::string& linear, int out) const {
+    return floats(adapters_.read({linear + AdapterFiles::magnitude_ending, {out}}));
+  }
+
+  // `weight` and what the adapter adds: [out, in] float32, of a stack [E, out, in].
+  mx::array adapted(const std::string& linear, const mx::array& weight) const {
+    const mx::Device cpu = mx::Device::cpu;
+    const auto [down, up] = halves(linear, weight.shape(-2), weight.shape(-1));
+    const mx::array added = mx::multiply(mx::array(adapters_.scale()), mx::matmul(up, down, cpu), cpu);
     const mx::array sum = mx::add(weight, added, cpu);
     if (!adapters_.magnitudes()) return sum;
     const mx::array norms = mx::sqrt(mx::sum(mx::square(sum, cpu), 1, /*keepdims=*/true, cpu), cpu);
-    const mx::array wanted = floats(adapters_.read({linear + AdapterFiles::magnitude_ending, {out}}));
-    const mx::array nothing = mx::equal(norms, mx::array(0.0F), cpu);  // a row of zeros
-    const mx::array gain = mx::divide(mx::expand_dims(wanted, 1, cpu),
-                                      mx::where(nothing, mx::array(1.0F), norms, cpu), cpu);
-    return mx::multiply(sum, gain, cpu);
+    const mx::array zeros = mx::equal(norms, mx::array(0.0F), cpu);
+    const mx::array wanted = mx::expand_dims(magnitudes(linear, weight.shape(0)), 1, cpu);
+    return mx::multiply(sum, mx::divide(wanted, mx::where(zeros, mx::array(1.0F), norms, cpu), cpu), cpu);
   }
 
   // The product's tensors by their endings: "weight", and where it is quantised "scales" and "biases".
@@ -175,6 +218,7 @@ class Fuser {
   ModelConfig config_;
   weights::Checkpoint source_;
   AdapterFiles adapters_;
+  std::set<std::string> adapted_;  // the model's matrices, without ".weight"
   const FuseWatcher& watcher_;
   FuseProgress progress_;
 };

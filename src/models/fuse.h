@@ -22,10 +22,10 @@ struct FuseWatcher {
 // The watcher wanted it.
 class FuseStopped {};
 
-// Each product's weight becomes W + scale · (lora_a · lora_b)ᵀ (Hu et al. 2021, arXiv:2106.09685,
-// section 4.1), its rows, of DoRA, scaled to the norms in m, in its own dtype; one that is quantised is quantised
-// anew with the same bits and groups. All else stays byte for byte. `out` is new or empty, and has no config.json before it is complete. InputError
-// names what is wrong.
+// Each product's weight, an expert's too, becomes W + scale · (lora_a · lora_b)ᵀ (Hu et al. 2021,
+// arXiv:2106.09685, section 4.1), its rows, of DoRA, scaled to the norms in m, in its own dtype; one that is
+// quantised is quantised anew with the same bits and groups. All else stays byte for byte. `out` is new or
+// empty, and has no config.json before it is complete. InputError names what is wrong.
 FuseProgress fuse(const std::filesystem::path& model, const std::filesystem::path& adapter,
                   const std::filesystem::path& out, const FuseWatcher& watcher);
 

@@ -79,16 +79,24 @@ Mixture take_mixture(const ModelConfig& config, const parallel::Shard& shard,
                      const weights::ShardedWeights& weights, int layer) {
   const std::string prefix = fmt::format("model.layers.{}.mlp.", layer);
   const bool stacked = weights.has(prefix + "switch_mlp.gate_proj.weight");
-  const auto experts = [&](const char* name) {
-    return stacked ? take_stack(weights, prefix + "switch_mlp." + name)
-                   : take_experts(weights, prefix + "experts", shard.experts, name);
+  const auto& sizes = config.sizes;
+  const bool by_expert = shard.experts.size() < sizes.experts;
+  // `axis` of the stack is cut where ranks share columns.
+  const auto experts = [&](const char* name, int out, int in, int axis) {
+    const std::string stack = prefix + "switch_mlp." + name;
+    return ShardedExperts{.weight = stacked ? take_stack(weights, stack)
+                                            : take_experts(weights, prefix + "experts", shard.experts, name),
+                          .place = {stack,
+                                    {sizes.experts, out, in},
+                                    by_expert ? 0 : axis,
+                                    by_expert ? shard.experts : shard.expert_ffn}};
   };
   Mixture w{.router = take_float32(weights, prefix + "gate"),
             .router_bias = {},
             .routing = config.routing,
-            .gate = experts("gate_proj"),
-            .up = experts("up_proj"),
-            .down = experts("down_proj"),
+            .gate = experts("gate_proj", sizes.expert_ffn, sizes.hidden, 1),
+            .up = experts("up_proj", sizes.expert_ffn, sizes.hidden, 1),
+            .down = experts("down_proj", sizes.hidden, sizes.expert_ffn, 2),
             .shared = {}};
   w.routing.first_held = shard.experts.begin;
   w.routing.end_held = shard.experts.end;

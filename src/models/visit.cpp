@@ -43,6 +43,13 @@ void arrays(kernels::Experts& experts, const VisitArray& visit) {
   if (!experts.affine) array(experts.weight, visit);
 }
 
+void arrays(ShardedExperts& w, const VisitArray& visit) {
+  arrays(w.weight, visit);
+  if (!w.adapter) return;
+  arrays(w.adapter->down, visit);
+  arrays(w.adapter->up, visit);
+}
+
 // What is no linear product.
 void others(GroupedAttention& w, const VisitArray& visit) {
   array(w.query_norm, visit);
@@ -69,6 +76,12 @@ void others(Mixture& w, const VisitArray& visit) {
 void for_each_linear(DecoderLayer& layer, const VisitLinear& visit) {
   std::visit([&](auto& attention) { linears(attention, visit); }, layer.attention);
   std::visit([&](auto& ffn) { linears(ffn, visit); }, layer.ffn);
+}
+
+void for_each_experts(DecoderLayer& layer, const std::function<void(ShardedExperts&)>& visit) {
+  auto* mixture = std::get_if<Mixture>(&layer.ffn);
+  if (!mixture) return;
+  for (auto* one : {&mixture->gate, &mixture->up, &mixture->down}) visit(*one);
 }
 
 void for_each_array(DecoderLayer& layer, const VisitArray& visit) {

@@ -8,7 +8,6 @@
 #include <cmath>
 
 #include "base/hash.h"
-#include "models/adapter.h"
 #include "models/adapter_files.h"
 #include "models/visit.h"
 #include "parallel/collectives.h"
@@ -29,67 +28,83 @@ std::string key_of(const std::string& name) {
 LoraModel::LoraModel(models::Decoder base, int first_layer, const weights::ShardedWeights& weights,
                      models::Group group, const LoraOptions& options)
     : base_(std::move(base)), first_layer_(first_layer), group_(std::move(group)), options_(options) {
-  for (auto& layer : base_.layers)
+  for (auto& layer : base_.layers) {
     models::for_each_linear(layer, [&](auto& linear) { products_.insert(key_of(linear.name)); });
-  for_each_adapted(base_, [&](auto& linear) { add(linear, weights.slice_of(linear.name + ".weight")); });
+    models::for_each_experts(layer, [&](auto& experts) { products_.insert(key_of(experts.place.name)); });
+  }
+  for_each_adapted(
+      base_,
+      [&](auto& linear) {
+        const auto slices =
+            models::adapter_slices(linear, weights.slice_of(linear.name + ".weight"), options_.rank);
+        add(slices, slices.down.shape[0]);
+        if (!options_.dora) return;
+        squares_.push_back(kernels::row_squares(linear.weight));
+        parameters_.push_back({slices.magnitude, mx::zeros_like(squares_.back()), slices.magnitude.axis < 0});
+      },
+      [&](auto& experts) { add(models::adapter_slices(experts, options_.rank), experts.place.shape[2]); });
 }
 
 void LoraModel::for_each_adapted(models::Decoder& model,
-                                 const std::function<void(models::ShardedLinear&)>& visit) const {
+                                 const std::function<void(models::ShardedLinear&)>& visit_linear,
+                                 const std::function<void(models::ShardedExperts&)>& visit_experts) const {
   const auto& keys = options_.keys;
+  const auto named = [&](const std::string& name) {
+    return std::find(keys.begin(), keys.end(), key_of(name)) != keys.end();
+  };
   const int first = options_.layers < 1 ? 0 : model.config.layers - options_.layers;
   for (int i = 0; i < static_cast<int>(model.layers.size()); ++i) {
     if (first_layer_ + i < first) continue;
     models::for_each_linear(model.layers[i], [&](auto& linear) {
-      if (keys.empty() || std::find(keys.begin(), keys.end(), key_of(linear.name)) != keys.end())
-        visit(linear);
+      if (keys.empty() || named(linear.name)) visit_linear(linear);
+    });
+    if (options_.dora) continue;
+    models::for_each_experts(model.layers[i], [&](auto& experts) {
+      if (named(experts.place.name)) visit_experts(experts);
     });
   }
 }
 
-void LoraModel::add(const models::ShardedLinear& linear, const weights::Slice& slice) {
-  const auto slices = models::adapter_slices(linear, slice, options_.rank);
-  const int in = slices.down.shape[0], rank = options_.rank;
+void LoraModel::add(const models::AdapterSlices& slices, int in) {
+  const auto& [down, up, magnitude] = slices;
   const float bound = 1 / std::sqrt(static_cast<float>(in));
-  const mx::array whole =
-      mx::random::uniform(-bound, bound, {in, rank}, mx::float32,
-                          mx::random::key(fnv1a(slices.down.name, options_.seed)), mx::Device::cpu);
-  parameters_.push_back({slices.down, models::part_of(whole, slices.down), slices.down.axis < 0});
-  parameters_.push_back({slices.up,
-                         models::part_of(mx::zeros({rank, slices.up.shape[1]}, mx::float32), slices.up),
-                         slices.up.axis < 0});
-  if (!options_.dora) return;
-  squares_.push_back(kernels::row_squares(linear.weight));
-  parameters_.push_back({slices.magnitude, mx::zeros_like(squares_.back()), slices.magnitude.axis < 0});
+  const mx::array first =
+      mx::random::uniform(-bound, bound, {down.shape.begin(), down.shape.end()}, mx::float32,
+                          mx::random::key(fnv1a(down.name, options_.seed)), mx::Device::cpu);
+  const mx::array nothing = mx::zeros({up.shape.begin(), up.shape.end()}, mx::float32);
+  parameters_.push_back({down, models::part_of(first, down), down.axis < 0});
+  parameters_.push_back({up, models::part_of(nothing, up), up.axis < 0});
 }
 
 void LoraModel::start_magnitudes() {
+  if (!options_.dora) return;
   std::size_t next = 0;
-  for_each_adapted(base_, [&](auto& linear) {
-    if (!options_.dora) return;
-    mx::array sum = squares_[next];
-    if (linear.reduce == parallel::Reduce::sum) sum = parallel::sum(sum, group_);
-    auto& magnitude = parameters_[next * 3 + 2].value;
-    magnitude = mx::sqrt(sum);
+  const auto start = [&](const models::ShardedLinear& linear) {
+    const mx::array& own = squares_[next];
+    auto& magnitude = parameters_[next * 3 + 2].value;  // after lora_a and lora_b
+    magnitude = mx::sqrt(linear.reduce == parallel::Reduce::sum ? parallel::sum(own, group_) : own);
     magnitude.eval();
     ++next;
-  });
+  };
+  for_each_adapted(base_, start, [](auto&) {});
 }
 
 models::Decoder LoraModel::model(const std::vector<mx::array>& values) {
   models::Decoder model = base_;
   std::size_t next = 0, products = 0;
-  for_each_adapted(model, [&](auto& linear) {
-    const auto turned = [&](const mx::array& x) {
-      return kernels::Matrix{mx::transpose(mx::astype(x, options_.activations)), {}, {}};
-    };
-    linear.adapter = models::Adapter{turned(values[next]), turned(values[next + 1]), options_.scale};
-    next += 2;
+  const auto take = [&] { return mx::astype(values[next++], options_.activations); };
+  const auto adapt_linear = [&](models::ShardedLinear& linear) {
+    const mx::array down = mx::transpose(take()), up = mx::transpose(take());
+    linear.adapter = models::Adapter{{down, {}, {}}, {up, {}, {}}, options_.scale};
     if (!options_.dora) return;
-    const mx::array norms =
-        mx::stop_gradient(models::adapted_norms(linear, squares_[products++], group_));
-    linear.adapter->gain = mx::divide(values[next++], norms);
-  });
+    const mx::array norms = models::adapted_norms(linear, squares_[products++], group_);
+    linear.adapter->gain = mx::divide(values[next++], mx::stop_gradient(norms));
+  };
+  const auto adapt_experts = [&](models::ShardedExperts& experts) {
+    const mx::array down = take(), up = take();
+    experts.adapter = models::ExpertsAdapter{{down, {}, {}}, {up, {}, {}}, options_.scale};
+  };
+  for_each_adapted(model, adapt_linear, adapt_experts);
   return model;
 }
 
