@@ -31,7 +31,20 @@ void measure_gpu(Room& room) {
   }
 }
 
+// The size of a GPU's own memory; 0: it has none, or does not say.
+std::uint64_t gpu_memory() {
+  const auto& info = mx::device_info(mx::default_device());
+  const auto found = info.find("total_memory");
+  return found == info.end() ? 0 : std::get<std::size_t>(found->second);
+}
+
 }  // namespace
+
+void bound_free_buffers(int ranks_on_host) {
+  constexpr std::uint64_t share = 16;
+  if (mx::default_device() != mx::Device::gpu || gpu_memory() == 0) return;
+  mx::set_cache_limit(gpu_memory() / share / static_cast<std::uint64_t>(ranks_on_host));
+}
 
 Room measure_room(const engine::StepRunner& runner) {
   const auto memory = hardware::machine_memory();

@@ -241,6 +241,7 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
   kernels::use_activations(start.activations == "float32" ? kernels::Activations::float32
                                                           : kernels::Activations::automatic);
   mx::set_default_device(device);
+  bound_free_buffers(start.ranks_on_host);
   const auto plan = parallel::plan_from_json(start.plan);
   const World world = join_group(channel, start, plan);
   const auto& group = world.group;
