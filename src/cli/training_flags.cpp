@@ -11,8 +11,10 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
   verb.add_option(
           "--parallel", parallel,
           "Of training, tp: ranks share each matrix; dp: each holds the model and takes a part of every "
-          "batch; pp: each has some of the layers")
-      ->check(CLI::IsMember({"tp", "dp", "pp"}))
+          "batch; sdp: as dp, but each holds some rows of every matrix and gathers a layer's when it "
+          "computes it; "
+          "pp: each has some of the layers")
+      ->check(CLI::IsMember({"tp", "dp", "sdp", "pp"}))
       ->capture_default_str();
   verb.add_option(
           "--dtype", training.dtype,
@@ -58,10 +60,17 @@ parallel::Plan make_training_plan(ClusterFlags flags, const std::string& paralle
 cluster::Training split_training(cluster::Training training, const std::string& parallel,
                                  const parallel::Plan& plan, const models::ModelConfig& config) {
   const bool staged = plan.stages.size() > 1;
-  if (parallel == "dp" && staged)
-    throw InputError("--parallel dp: the plan has pipeline stages: leave --plan out, or take --parallel pp");
-  training.replicas = parallel == "dp" ? plan.world_size() : 1;
-  if (parallel == "dp") return training;
+  const bool replicated = parallel == "dp" || parallel == "sdp";
+  if (replicated && staged)
+    throw InputError(fmt::format(
+        "--parallel {}: the plan has pipeline stages: leave --plan out, or take --parallel pp", parallel));
+  if (parallel == "sdp" && training.method != "full")
+    throw InputError(
+        "--parallel sdp: of what an adapter leaves as it is every rank would hold all: take tp or pp, or "
+        "--method full");
+  training.replicas = replicated ? plan.world_size() : 1;
+  training.sharded = parallel == "sdp" && plan.world_size() > 1;
+  if (replicated) return training;
   if (parallel == "pp" && !staged && plan.world_size() > 1)
     throw InputError("--parallel pp: the plan has one stage: leave --plan out, or give a file with several");
   for (const auto& stage : plan.stages) check_kv_heads(stage, config);

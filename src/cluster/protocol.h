@@ -24,6 +24,7 @@ inline constexpr int protocol_version = 8;
 struct Training {
   std::string method = "lora";  // or dora, full
   int replicas = 1;
+  bool sharded = false;  // each rank holds a part of its replica (train/sharded_model.h)
   int lora_rank = 8;
   float lora_scale = 20;
   int lora_layers = 16;
@@ -130,9 +131,9 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, lora_rank, lora_scale, lora_layers, lora_keys,
-                                   seed, optimizer, optimizer_bits, beta1, beta2, weight_decay, clip,
-                                   balance_rate, recompute, dtype, from_scratch)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, sharded, lora_rank, lora_scale, lora_layers,
+                                   lora_keys, seed, optimizer, optimizer_bits, beta1, beta2, weight_decay,
+                                   clip, balance_rate, recompute, dtype, from_scratch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, cache_shards, device, backend,
                                    fp8, wire, activations, kv_bits, adapter, training, threads, ranks_on_host,
                                    cores, loopback, verbosity)

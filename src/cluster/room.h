@@ -10,8 +10,8 @@ namespace tandem::cluster {
 // Of MLX's default device.
 Room measure_room(const engine::StepRunner& runner);
 
-// MLX keeps memory that is freed for arrays of its size: on a GPU, where texts of all lengths go by, at most a
-// sixteenth of the GPU's own memory for all ranks of the machine.
+// MLX keeps memory that is freed for arrays of its size: on a GPU, where texts of all lengths go by, at most
+// a sixteenth of the GPU's own memory for all ranks of the machine.
 void bound_free_buffers(int ranks_on_host);
 
 // This process's, or what MLX holds on its default device, where that is a GPU and more.

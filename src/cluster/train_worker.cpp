@@ -16,6 +16,7 @@
 #include "train/full_model.h"
 #include "train/lora.h"
 #include "train/save.h"
+#include "train/sharded_model.h"
 
 namespace tandem::cluster {
 namespace {
@@ -35,11 +36,11 @@ mx::Dtype activations_of(const std::string& dtype, mx::Device device) {
 json finite_or_null(double value) { return std::isfinite(value) ? json(value) : json(); }
 
 // This rank's groups: those with which it shares matrices, and those with the same part of the other models.
-train::Ranks ranks_of(const TrainingPlace& here, int replicas, mx::Dtype activations) {
+train::Ranks ranks_of(const TrainingPlace& here, const Training& training, mx::Dtype activations) {
   const auto& world = here.world;
   if (here.place.stages > 1)
     return {world, {here.stage, activations}, parallel::single_rank_group(), here.place};
-  const int sharers = world.size() / replicas;
+  const int replicas = training.replicas, sharers = world.size() / replicas;
   const auto part = [&](int size, int color) {
     if (size == world.size()) return world;
     return size > 1 ? world.split(color) : parallel::single_rank_group();
@@ -47,7 +48,7 @@ train::Ranks ranks_of(const TrainingPlace& here, int replicas, mx::Dtype activat
   const auto stage = part(sharers, world.rank() / sharers);
   parallel::Place alone;
   alone.rank = stage.rank();
-  return {world, {stage, activations}, part(replicas, world.rank() % sharers), alone};
+  return {world, {stage, activations}, part(replicas, world.rank() % sharers), alone, training.sharded};
 }
 
 // InputError where a product that is to be adapted is in no layer of any stage.
@@ -124,6 +125,9 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
                                   config.formats, shard, layers.begin, layers.end,
                                   [&](std::uint64_t bytes) { teller.add(bytes); });
   teller.start(weights.bytes());
+  if (training.sharded)
+    return std::make_unique<train::ShardedModel>(config, shard, std::move(weights), activations,
+                                                 training.balance_rate > 0, ranks.data);
   if (training.method == "full")
     return std::make_unique<train::FullModel>(config, shard, layers, std::move(weights), activations,
                                               training.balance_rate > 0);
@@ -169,7 +173,7 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
   const auto training = start.training.get<Training>();
   const bool gpu = device == mx::Device::gpu;
   const mx::Dtype activations = activations_of(training.dtype, device);
-  auto ranks = ranks_of(here, training.replicas, activations);
+  auto ranks = ranks_of(here, training, activations);
   const int sharers = ranks.stage.group.size();
   const auto& planned = here.plan.stages[here.place.stage];
   std::vector<double> shares;

@@ -56,9 +56,7 @@ mx::array rows_by_head(const mx::array& up, int head_rows, int first, int end) {
   const mx::Device cpu = mx::Device::cpu;
   const int heads = up.shape(0) / head_rows;
   const mx::array all = mx::reshape(up, {heads, head_rows, -1}, cpu);
-  mx::array part = mx::contiguous(mx::slice(all, {0, first, 0}, {heads, end, all.shape(2)}, cpu), false, cpu);
-  part.eval();
-  return part;
+  return mx::contiguous(mx::slice(all, {0, first, 0}, {heads, end, all.shape(2)}, cpu), false, cpu);
 }
 
 // Values [H, value, latent] stay as they are stored. Keys [H, latent, nope] are turned over, for which
@@ -73,7 +71,8 @@ std::pair<kernels::Experts, kernels::Experts> split_up(const weights::ShardedWei
   mx::array keys = keys_by_head(dense(up), nope, value);
   const bool on_gpu = mx::default_device() == mx::Device::gpu;
   if (up.scales && on_gpu) keys = mx::astype(keys, up.scales->dtype(), mx::Device::cpu);  // as all else there
-  keys.eval();
+  settle(weights, {keys, values.weight});
+  if (up.scales) settle(weights, {*values.scales, *values.biases});
   return {experts_from(weights, {keys, {}, {}, {}}), experts_from(weights, values)};
 }
 
@@ -81,9 +80,7 @@ std::pair<kernels::Experts, kernels::Experts> split_up(const weights::ShardedWei
 
 mx::array keys_by_head(const mx::array& up, int nope, int value) {
   const mx::array keys = mx::swapaxes(rows_by_head(up, nope + value, 0, nope), 1, 2, mx::Device::cpu);
-  mx::array made = mx::contiguous(keys, false, mx::Device::cpu);
-  made.eval();
-  return made;
+  return mx::contiguous(keys, false, mx::Device::cpu);
 }
 
 mx::array values_by_head(const mx::array& up, int nope, int value) {

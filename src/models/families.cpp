@@ -69,23 +69,6 @@ class NoSource : public weights::Source {
 
 bool is_deepseek(const ModelConfig& config) { return config.sizes.latent > 0; }
 
-DecoderLayer take_layer(const ModelConfig& config, const parallel::Shard& shard,
-                        const weights::ShardedWeights& weights, int layer) {
-  const std::string prefix = fmt::format("model.layers.{}.", layer);
-  const auto attention = [&]() -> decltype(DecoderLayer::attention) {
-    if (is_deepseek(config)) return take_latent_attention(config, weights, layer);
-    return take_grouped_attention(config, shard, weights, layer);
-  };
-  const auto ffn = [&]() -> decltype(DecoderLayer::ffn) {
-    const auto& sparse = config.expert_layers;
-    if (std::find(sparse.begin(), sparse.end(), layer) != sparse.end())
-      return take_mixture(config, shard, weights, layer);
-    return take_feed_forward(weights, prefix + "mlp.");
-  };
-  return {take_vector(weights, prefix + "input_layernorm.weight"), attention(),
-          take_vector(weights, prefix + "post_attention_layernorm.weight"), ffn()};
-}
-
 }  // namespace
 
 std::vector<weights::ShardRule> rows_of(const std::vector<TableRow>& table, const ModelConfig& config) {
@@ -135,23 +118,47 @@ std::vector<std::string> product_keys(const ModelConfig& config, const weights::
   return keys;
 }
 
+DecoderLayer take_layer(const ModelConfig& config, const parallel::Shard& shard,
+                        const weights::ShardedWeights& weights, int layer) {
+  const std::string prefix = fmt::format("model.layers.{}.", layer);
+  const auto attention = [&]() -> decltype(DecoderLayer::attention) {
+    if (is_deepseek(config)) return take_latent_attention(config, weights, layer);
+    return take_grouped_attention(config, shard, weights, layer);
+  };
+  const auto ffn = [&]() -> decltype(DecoderLayer::ffn) {
+    const auto& sparse = config.expert_layers;
+    if (std::find(sparse.begin(), sparse.end(), layer) != sparse.end())
+      return take_mixture(config, shard, weights, layer);
+    return take_feed_forward(weights, prefix + "mlp.");
+  };
+  return {take_vector(weights, prefix + "input_layernorm.weight"), attention(),
+          take_vector(weights, prefix + "post_attention_layernorm.weight"), ffn()};
+}
+
+Decoder without_weights(const ModelConfig& config, const parallel::Shard& shard) {
+  const int rotated = is_deepseek(config) ? config.sizes.rope : config.sizes.head_dim;
+  return {.config = config,
+          .embedding = {},
+          .first_id = shard.vocabulary.begin,
+          .layers = {},
+          .norm = {},
+          .output = {},
+          .rope = make_rope(config.rope, rotated, config.rotates_pairs)};
+}
+
+void take_output(const ModelConfig& config, const parallel::Shard& shard,
+                 const weights::ShardedWeights& weights, Decoder& model) {
+  model.norm = take_vector(weights, "model.norm.weight");
+  model.output = config.tied_embeddings ? *model.embedding : take_linear(weights, "lm_head");
+  model.output->reduce = parallel::Reduce::gather;
+  model.output->parts = shard.vocabulary_sizes;
+}
+
 Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
                      const weights::ShardedWeights& weights, const parallel::Range& layers) {
-  const int rotated = is_deepseek(config) ? config.sizes.rope : config.sizes.head_dim;
-  Decoder model{.config = config,
-                .embedding = {},
-                .first_id = shard.vocabulary.begin,
-                .layers = {},
-                .norm = {},
-                .output = {},
-                .rope = make_rope(config.rope, rotated, config.rotates_pairs)};
+  Decoder model = without_weights(config, shard);
   if (weights.has("model.embed_tokens.weight")) model.embedding = take_linear(weights, "model.embed_tokens");
-  if (layers.end == config.layers) {
-    model.norm = take_vector(weights, "model.norm.weight");
-    model.output = config.tied_embeddings ? *model.embedding : take_linear(weights, "lm_head");
-    model.output->reduce = parallel::Reduce::gather;
-    model.output->parts = shard.vocabulary_sizes;
-  }
+  if (layers.end == config.layers) take_output(config, shard, weights, model);
   for (int layer = layers.begin; layer < layers.end; ++layer)
     model.layers.push_back(take_layer(config, shard, weights, layer));
   return model;

@@ -31,6 +31,13 @@ std::vector<std::string> product_keys(const ModelConfig& config, const weights::
 Decoder make_decoder(const ModelConfig& config, const parallel::Shard& shard,
                      const weights::ShardedWeights& weights, const parallel::Range& layers);
 
+// The same in parts: without weights, one layer, and the norm and the matrix of the output.
+Decoder without_weights(const ModelConfig& config, const parallel::Shard& shard);
+DecoderLayer take_layer(const ModelConfig& config, const parallel::Shard& shard,
+                        const weights::ShardedWeights& weights, int layer);
+void take_output(const ModelConfig& config, const parallel::Shard& shard,
+                 const weights::ShardedWeights& weights, Decoder& model);
+
 // How many numbers each layer's tensors have, [config.layers].
 std::vector<double> layer_sizes(const ModelConfig& config);
 

@@ -38,10 +38,14 @@ mx::array dense(const StoredMatrix& matrix) {
   return whole;
 }
 
+void settle(const ShardedWeights& weights, std::vector<mx::array> made) {
+  if (!weights.bound()) mx::eval(std::move(made));
+}
+
 mx::array take_vector(const ShardedWeights& weights, const std::string& name) {
   mx::array vector = weights.take(name);
   if (on_cpu()) vector = mx::astype(vector, mx::float32);
-  mx::eval(vector);
+  settle(weights, {vector});
   return vector;
 }
 
@@ -65,7 +69,7 @@ void join(const ShardedWeights& weights, const std::vector<ShardedLinear*>& matr
 
 kernels::Matrix take_float32(const ShardedWeights& weights, const std::string& name) {
   mx::array whole = mx::astype(dense(weights.take_matrix(name + ".weight")), mx::float32, mx::Device::cpu);
-  whole.eval();
+  settle(weights, {whole});
   return matrix_from({whole, {}, {}, {}}, packs(weights));
 }
 
@@ -98,11 +102,11 @@ kernels::Experts take_experts(const ShardedWeights& weights, const std::string& 
   }
   if (packs(weights)) return kernels::experts_of(packed);
   StoredMatrix stack{mx::stack(values), {}, {}, quantisation};
-  mx::eval(stack.weight);
+  settle(weights, {stack.weight});
   if (!scales.empty()) {
     stack.scales = mx::stack(scales);
     stack.biases = mx::stack(biases);
-    mx::eval(*stack.scales, *stack.biases);
+    settle(weights, {*stack.scales, *stack.biases});
   }
   return experts_from(weights, stack);
 }

@@ -2,12 +2,17 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "kernels/gather_linear.h"
 #include "models/layers.h"
 #include "weights/shard_table.h"
 
 namespace tandem::models {
+
+// Computes what was made of tensors now, so that they are held no longer; not of what is trained, which a
+// graph holds.
+void settle(const weights::ShardedWeights& weights, std::vector<mlx::core::array> made);
 
 // A norm's weight or a bias, in the dtype it is used in.
 mlx::core::array take_vector(const weights::ShardedWeights& weights, const std::string& name);

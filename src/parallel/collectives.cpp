@@ -42,4 +42,29 @@ mx::array gather_columns(const mx::array& x, const std::vector<int>& parts,
   return mx::concatenate(columns, 1);
 }
 
+mx::array InOrder::next(const mx::array& x) const { return *last_ ? mx::depends({x}, {**last_}).front() : x; }
+
+mx::array InOrder::sum(const mx::array& x) {
+  if (group_.size() == 1) return x;
+  *last_ = mx::distributed::all_sum(next(x), group_, stream_);
+  return **last_;
+}
+
+mx::array InOrder::gather(const mx::array& x, const mx::array& input) {
+  // A number of the result stands for it, so that it is not held until the next one.
+  const auto told = [](InOrder& order, const mx::array& y) {
+    *order.last_ = mx::stop_gradient(mx::sum(mx::slice(y, {0}, {1})));
+    return std::vector{y};
+  };
+  const auto forward = [order = *this, told, input](const auto& in) mutable {
+    const mx::array ready = mx::depends({in.front()}, {input}).front();
+    return told(order, mx::distributed::all_gather(order.next(ready), order.group_, order.stream_));
+  };
+  const auto backward = [order = *this, told](const auto&, const auto& cotangents, const auto&) mutable {
+    const mx::array part = mx::contiguous(cotangents.front());
+    return told(order, mx::distributed::sum_scatter(order.next(part), order.group_, order.stream_));
+  };
+  return mx::custom_vjp(forward, backward)({x}).front();
+}
+
 }  // namespace tandem::parallel

@@ -3,7 +3,10 @@
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
+#include <algorithm>
+
 #include "models/loading.h"
+#include "train/parts.h"
 
 namespace tandem::train {
 namespace {
@@ -32,10 +35,23 @@ weights::Slice dense_slice(weights::Slice slice, const mx::array& part) {
   return slice;
 }
 
+// Of rows that are not enough for every rank nothing is cut off.
+void cut(Parameter& parameter, const models::Group& sharers) {
+  const int rows = parameter.value.shape(0), each = (rows + sharers.size() - 1) / sharers.size();
+  if (parameter.value.ndim() < 2 || each * (sharers.size() - 1) >= rows) return;
+  parameter.slice.axis = 0;
+  parameter.slice.part = {each * sharers.rank(), std::min(rows, each * (sharers.rank() + 1))};
+  parameter.value = mx::contiguous(own_part_of(parameter.slice, parameter.value));
+  parameter.value.eval();
+  parameter.partial = false;
+  parameter.scattered = true;
+}
+
 }  // namespace
 
 FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel::Range layers,
-                     weights::ShardedWeights weights, mx::Dtype activations, bool balanced)
+                     weights::ShardedWeights weights, mx::Dtype activations, bool balanced,
+                     const std::optional<models::Group>& sharers)
     : config_(std::move(config)),
       shard_(std::move(shard)),
       layers_(layers),
@@ -50,17 +66,21 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
     const bool balances = is_router_bias(name);
     auto& list = balances && !balanced ? fixed_ : parameters_;
     list.push_back({std::move(slice), std::move(value), is_partial(weights_, name), tied, balances});
+    if (sharers) cut(list.back(), *sharers);
   }
 }
 
-models::Decoder FullModel::model(const std::vector<mx::array>& values) {
+mx::array FullModel::in_use(const std::string& name, const mx::array& value) const {
+  const bool router = name.ends_with(".mlp.gate.weight") || is_router_bias(name);  // float32 on every device
+  return router ? value : mx::astype(value, activations_);
+}
+
+TrainedModel FullModel::model(const std::vector<mx::array>& values) {
   std::map<std::string, mx::array> bound;
   for (const auto& one : fixed_) bound.emplace(one.slice.name, one.value);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::string& name = parameters_[i].slice.name;
-    const bool router =
-        name.ends_with(".mlp.gate.weight") || is_router_bias(name);  // float32 on every device
-    bound.emplace(name, router ? values[i] : mx::astype(values[i], activations_));
+    bound.emplace(name, in_use(name, values[i]));
   }
   weights_.bind(std::move(bound));
   return models::make_decoder(config_, shard_, weights_, layers_);

@@ -89,7 +89,7 @@ void LoraModel::start_magnitudes() {
   for_each_adapted(base_, start, [](auto&) {});
 }
 
-models::Decoder LoraModel::model(const std::vector<mx::array>& values) {
+TrainedModel LoraModel::model(const std::vector<mx::array>& values) {
   models::Decoder model = base_;
   std::size_t next = 0, products = 0;
   const auto take = [&] { return mx::astype(values[next++], options_.activations); };

@@ -43,7 +43,7 @@ class LoraModel : public Trainable {
   // Of every layer here, as keys name them.
   const std::set<std::string>& products() const { return products_; }
 
-  models::Decoder model(const std::vector<mlx::core::array>& values) override;
+  TrainedModel model(const std::vector<mlx::core::array>& values) override;
   int hidden() const override { return base_.config.sizes.hidden; }
 
  private:

@@ -49,9 +49,24 @@ mx::array recomputed(const DecoderLayer& layer, const mx::array& x, int index,
   return mx::checkpoint(output)(inputs).front();
 }
 
+// The layer, made where its output is; recomputed, of its weights only the parts that are here are kept too.
+mx::array made_and_computed(const MadeLayers& made, const mx::array& x, int index,
+                            const std::shared_ptr<const Going>& going, bool recompute) {
+  const auto output = [make = made.layer, index, going](const std::vector<mx::array>& in) {
+    const auto layer = make(index, {in.begin() + 1, in.end()}, in.front());
+    return std::vector{models::layer_output(layer, in.front(), going->pass, index, going->context)};
+  };
+  std::vector<mx::array> inputs{x};
+  inputs.insert(inputs.end(), made.weights[index].begin(), made.weights[index].end());
+  return (recompute ? mx::checkpoint(output)(inputs) : output(inputs)).front();
+}
+
 // [T, hidden] of the layers.
-mx::array through_layers(const Decoder& model, mx::array x, const std::shared_ptr<const Going>& going,
+mx::array through_layers(const TrainedModel& trained, mx::array x, const std::shared_ptr<const Going>& going,
                          bool recompute) {
+  const auto& [model, made] = trained;
+  for (int i = 0; made && i < model.config.layers; ++i)
+    x = mx::astype(made_and_computed(*made, x, i, going, recompute), going->context.activations);
   for (int i = 0; i < static_cast<int>(model.layers.size()); ++i) {
     const DecoderLayer& layer = model.layers[i];
     x = recompute ? recomputed(layer, x, i, going)
@@ -110,12 +125,12 @@ int input_rows(const std::vector<Sequence>& sequences) {
   return count;
 }
 
-mx::array summed_nll(const Decoder& model, const std::vector<Sequence>& sequences, const Context& context,
-                     bool recompute) {
+mx::array summed_nll(const TrainedModel& model, const std::vector<Sequence>& sequences,
+                     const Context& context, bool recompute) {
   return stage_output(model, sequences, std::nullopt, context, recompute);
 }
 
-mx::array stage_output(const Decoder& model, const std::vector<Sequence>& sequences,
+mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>& sequences,
                        const std::optional<mx::array>& input, const Context& context, bool recompute) {
   std::vector<int> ids, targets;
   std::vector<float> counted;
@@ -130,10 +145,12 @@ mx::array stage_output(const Decoder& model, const std::vector<Sequence>& sequen
   }
   const int tokens = static_cast<int>(ids.size());
   if (tokens == 0) return mx::array(0.0F);
+  Decoder model = trained.decoder;
   const auto going = std::make_shared<const Going>(model, std::move(rows), context);
   const mx::array first_rows =
       input ? *input : models::embed(model, mx::array(ids.data(), {tokens}, mx::int32), context);
-  const mx::array last_rows = through_layers(model, first_rows, going, recompute);
+  const mx::array last_rows = through_layers(trained, first_rows, going, recompute);
+  if (trained.made) trained.made->add_output(model, last_rows);
   if (!model.norm) return last_rows;
   const mx::array hidden = kernels::rms_norm(last_rows, *model.norm, model.config.rms_norm_eps);
   mx::array sum(0.0F);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "models/decoder.h"
+#include "train/trainable.h"
 
 namespace tandem::train {
 
@@ -19,7 +20,7 @@ int scored_tokens(const std::vector<Sequence>& sequences);
 
 // What a stage makes of the sequences: from `input` [T, hidden], what the stage before makes of them (none:
 // it is the first), that for the next, or in the last their summed_nll().
-mlx::core::array stage_output(const models::Decoder& model, const std::vector<Sequence>& sequences,
+mlx::core::array stage_output(const TrainedModel& model, const std::vector<Sequence>& sequences,
                               const std::optional<mlx::core::array>& input, const models::Context& context,
                               bool recompute);
 // The rows of its input and output.
@@ -29,7 +30,7 @@ int input_rows(const std::vector<Sequence>& sequences);
 // every rank of the stage. The output's product and its softmax are computed, and again for the gradient,
 // some tokens at a time, so that the logits of all are never in memory. `recompute`: of each layer only its
 // input is kept for the gradient (Chen et al. 2016, arXiv:1604.06174).
-mlx::core::array summed_nll(const models::Decoder& model, const std::vector<Sequence>& sequences,
+mlx::core::array summed_nll(const TrainedModel& model, const std::vector<Sequence>& sequences,
                             const models::Context& context, bool recompute);
 
 }  // namespace tandem::train

@@ -2,11 +2,22 @@
 
 #include <mlx/ops.h>
 
+#include <charconv>
+#include <string_view>
+
 #include "parallel/collectives.h"
 
 namespace tandem::train {
 
 namespace mx = mlx::core;
+
+int layer_of(const std::string& name) {
+  const std::string_view prefix = "model.layers.";
+  int layer = -1;
+  if (name.starts_with(prefix))
+    std::from_chars(name.data() + prefix.size(), name.data() + name.size(), layer);
+  return layer;
+}
 
 mx::array whole_of(const weights::Slice& slice, const mx::array& part, const mx::distributed::Group& group) {
   if (slice.axis < 0 || group.size() == 1) return part;

@@ -4,9 +4,14 @@
 #include <mlx/array.h>
 #include <mlx/distributed/distributed.h>
 
+#include <string>
+
 #include "weights/source.h"
 
 namespace tandem::train {
+
+// The number in "model.layers.3.…"; -1: it is in no layer.
+int layer_of(const std::string& name);
 
 // The whole of what has this slice, from all ranks' parts; every rank calls it.
 mlx::core::array whole_of(const weights::Slice& slice, const mlx::core::array& part,

@@ -1,7 +1,10 @@
 // What is trained of a model, on one rank.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/decoder.h"
@@ -18,6 +21,26 @@ struct Parameter {
   bool tied = false;
   // V3's bias of the choice of experts: its gradient is how many tokens chose each (kernels/routing.h).
   bool balances = false;
+  // The ranks with other sequences hold the other parts: the gradient is summed and cut as it comes.
+  bool scattered = false;
+};
+
+// Layers, norm and output of a model that are made when they are computed and held no longer.
+struct MadeLayers {
+  // What gradients reach of each layer, and behind the layers of norm and output.
+  std::vector<std::vector<mlx::core::array>> weights;
+  // Of weights[layer], once `input`, what the layer computes with, is there.
+  std::function<models::DecoderLayer(int layer, const std::vector<mlx::core::array>& weights,
+                                     const mlx::core::array& input)>
+      layer;
+  std::function<void(models::Decoder& model, const mlx::core::array& input)> add_output;
+};
+
+struct TrainedModel {
+  TrainedModel(models::Decoder decoder) : decoder(std::move(decoder)) {}
+
+  models::Decoder decoder;
+  std::optional<MadeLayers> made;  // then the decoder has its embedding alone
 };
 
 class Trainable {
@@ -25,7 +48,7 @@ class Trainable {
   virtual ~Trainable() = default;
 
   // The model with `values` in the places of parameters(), in their order.
-  virtual models::Decoder model(const std::vector<mlx::core::array>& values) = 0;
+  virtual TrainedModel model(const std::vector<mlx::core::array>& values) = 0;
 
   virtual int hidden() const = 0;  // numbers of a token between layers
 

@@ -1,10 +1,10 @@
 #include "train/trainer.h"
 
-#include <mlx/distributed/ops.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <numeric>
 
@@ -13,16 +13,33 @@
 #include "train/parts.h"
 
 namespace tandem::train {
+namespace {
+
 namespace mx = mlx::core;
+
+// Parameters in the order in which a backward has their gradients: the output's, the last layer's, …
+std::vector<std::size_t> as_they_come(const std::vector<Parameter>& parameters) {
+  const auto depth = [&](std::size_t i) {
+    const std::string& name = parameters[i].slice.name;
+    const int layer = layer_of(name);
+    return layer >= 0 ? layer : name.starts_with("model.embed_tokens") ? -1 : INT_MAX;
+  };
+  std::vector<std::size_t> order(parameters.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return depth(a) > depth(b); });
+  return order;
+}
+
+}  // namespace
 
 Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const TrainerOptions& options)
     : trainable_(std::move(trainable)),
       ranks_(std::move(ranks)),
       options_(options),
-      optimizer_(options.optimizer, trainable_->slices(), ranks_.stage.group),
+      optimizer_(options.optimizer, trainable_->slices(), ranks_.parts()),
       loss_scale_{options.loss_scale, 0} {
-  // A group takes one collective at a time: those of a shared model are on the default stream.
-  if (ranks_.stage.group.size() == 1 && mx::default_device() == mx::Device::cpu)
+  // A group takes one collective at a time, and a model's own are on the default stream.
+  if (ranks_.parts().size() == 1 && mx::default_device() == mx::Device::cpu)
     link_ = mx::new_stream(mx::Device::cpu);
   if (ranks_.place.stages > 1)
     pipeline_.emplace(ranks_.world, ranks_.place, ranks_.stage, trainable_->hidden(), options.recompute);
@@ -33,15 +50,19 @@ std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const
   for (std::size_t i = static_cast<std::size_t>(ranks_.data.rank()); i < sequences.size();
        i += static_cast<std::size_t>(ranks_.data.size()))
     found.push_back(sequences[i]);
+  // A rank with nothing to compute still has parts of matrices to give.
+  if (ranks_.sharded && input_rows(found) == 0) found.push_back({{0, 0}, /*loss_from=*/2});
   return found;
 }
 
 // The sums over the ranks that compute parts of them.
 std::vector<mx::array> Trainer::reduced(std::vector<mx::array> gradients) const {
   const auto& parameters = trainable_->parameters();
-  for (std::size_t i = 0; i < gradients.size(); ++i) {
+  if (ranks_.sharded) mx::eval(gradients);  // with their own collectives
+  parallel::InOrder sums(ranks_.data, link_);
+  for (const std::size_t i : as_they_come(parameters)) {
     if (parameters[i].partial) gradients[i] = parallel::sum(gradients[i], ranks_.stage.group);
-    if (ranks_.data.size() > 1) gradients[i] = mx::distributed::all_sum(gradients[i], ranks_.data, link_);
+    if (!parameters[i].scattered) gradients[i] = sums.sum(gradients[i]);
   }
   return gradients;
 }
@@ -49,14 +70,14 @@ std::vector<mx::array> Trainer::reduced(std::vector<mx::array> gradients) const 
 // Of the whole model: what several ranks hold counts once.
 double Trainer::norm_of(const std::vector<mx::array>& gradients) const {
   const auto& parameters = trainable_->parameters();
-  const auto ranks = static_cast<float>(ranks_.stage.group.size());
+  const auto ranks = static_cast<float>(ranks_.parts().size());
   mx::array sum(0.0F);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (parameters[i].balances || (parameters[i].tied && ranks_.place.last())) continue;
     const mx::array squares = mx::sum(mx::square(gradients[i]));
     sum = mx::add(sum, parameters[i].slice.axis < 0 ? mx::divide(squares, mx::array(ranks)) : squares);
   }
-  sum = parallel::sum(sum, pipeline_ ? ranks_.world : ranks_.stage.group);
+  sum = parallel::sum(sum, pipeline_ ? ranks_.world : ranks_.parts());
   return std::sqrt(sum.item<float>());
 }
 
@@ -175,7 +196,7 @@ StepResult Trainer::evaluate(const std::vector<Sequence>& sequences) {
 }
 
 mx::array Trainer::whole(const weights::Slice& slice, const mx::array& part) const {
-  return whole_of(slice, part, ranks_.stage.group);
+  return whole_of(slice, part, ranks_.parts());
 }
 
 mx::array Trainer::from_first(const mx::array& value) const {
