@@ -38,6 +38,7 @@ weights::Slice dense_slice(weights::Slice slice, const mx::array& part) {
 // Of rows that are not enough for every rank nothing is cut off.
 void cut(Parameter& parameter, const models::Group& sharers) {
   const int rows = parameter.value.shape(0), each = (rows + sharers.size() - 1) / sharers.size();
+  parameter.slice.axis = -1;
   if (parameter.value.ndim() < 2 || each * (sharers.size() - 1) >= rows) return;
   parameter.slice.axis = 0;
   parameter.slice.part = {each * sharers.rank(), std::min(rows, each * (sharers.rank() + 1))};

@@ -18,7 +18,8 @@ GRADIENTS = json.loads((ROOT / "tests/golden/gradients.json").read_text())
 RATE = 1000  # of one step of plain descent, whose change is the gradient times this
 SPLITS = {"1 rank": ["--ranks", 1], "recomputed": ["--ranks", 1, "--grad-checkpoint"],
           "tp 2": ["--ranks", 2], "dp 2": ["--ranks", 2, "--parallel", "dp"],
-          "dp 3": ["--ranks", 3, "--parallel", "dp"], "pp 2": ["--ranks", 2, "--parallel", "pp"]}
+          "dp 3": ["--ranks", 3, "--parallel", "dp"], "sdp 2": ["--ranks", 2, "--parallel", "sdp"],
+          "sdp 3": ["--ranks", 3, "--parallel", "sdp", "--grad-checkpoint"], "pp 2": ["--ranks", 2, "--parallel", "pp"]}
 SGD = ["--optimizer", "sgd", "--beta1", 0, "--weight-decay", 0, "--learning-rate"]
 EXPERTS = ",".join(f"mlp.switch_mlp.{name}_proj" for name in ("gate", "up", "down"))
 LORA, DORA, OF_EXPERTS = ["--method", "lora"], ["--method", "dora"], ["--lora-keys", EXPERTS + ",self_attn.o_proj"]
@@ -361,20 +362,62 @@ def test_a_model_from_scratch_begins_alike_on_any_split_and_learns(tmp_path, fro
     one, _ = from_scratch("one")
     vocabulary = json.loads((tmp_path / "one/config.json").read_text())["vocab_size"]
     assert abs(one[0] - math.log(vocabulary)) < 0.2 and one[-1] < one[0] / 2
-    for name, more in {"tp": ["--ranks", 2], "dp": ["--ranks", 2, "--parallel", "dp"],
+    for name, more in {"tp": ["--ranks", 2], "dp": ["--ranks", 2, "--parallel", "dp"], "sdp": ["--ranks", 3, "--parallel", "sdp"],
                        "pp": ["--ranks", 2, "--parallel", "pp"]}.items():
         assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, from_scratch(name, *more)[0], strict=True)), name
     assert from_scratch("other", "--seed", 7)[0][0] != one[0]
     (tmp_path / "ids.txt").write_text(" ".join(str(3 * i % 50) for i in range(30)))
     assert perplexity(tmp_path / "one", tmp_path / "ids.txt") < one[0] / 2
+    lora = run_tandem("train", ROOT / "tests/golden/qwen2", "--data", tmp_path / "data", "--out", tmp_path / "lora", *SPLITS["sdp 2"])
+    assert lora.returncode == 2 and b"--parallel sdp" in lora.stderr
     lora = run_tandem("train", tmp_path / "model", "--init", "--data", tmp_path / "data", "--out", tmp_path / "lora")
     assert lora.returncode == 2 and b"--method full" in lora.stderr
+
+
+# V3's balance: the bias of each expert moves by the same step up or down, by what all ranks counted.
+def test_experts_are_balanced_alike_on_any_split(tmp_path, from_scratch):
+    name, rate = "e_score_correction_bias", 0.01
+    found = {}
+    for split in ("1 rank", "recomputed", "tp 2", "dp 2", "sdp 2", "pp 2"):
+        from_scratch(split, "--balance-rate", rate, "--save-dtype", "float32", *SPLITS[split])
+        found[split] = {key: values for key, values in read_tensors(tmp_path / split).items() if key.endswith(name)}
+        assert found[split] and all(abs(value / rate - round(value / rate)) < 1e-4 and abs(value) < 25.5 * rate
+                                    for values in found[split].values() for value in values)
+    first = found["1 rank"]
+    assert any(value > 0 for values in first.values() for value in values)
+    for split, biases in found.items():
+        same = [math.isclose(a, b, abs_tol=1e-6) for key in first for a, b in zip(first[key], biases[key], strict=True)]
+        assert sum(same) >= 0.9 * len(same), split  # scores that all but tie may be chosen otherwise
+    refused = run_tandem("train", tmp_path / "model", "--data", tmp_path / "data", "--out", tmp_path / "lora", "--balance-rate", rate)
+    assert refused.returncode == 2 and b"--balance-rate" in refused.stderr
+
+
+# Texts of which one rank has several chunks of logits and the other one: their collectives must meet all the same; and a batch
+# of a single text, which leaves a rank without any.
+@pytest.mark.parametrize("split", ["dp 2", "sdp 2", "sdp 3"])
+def test_replicas_with_unequal_texts_learn_as_one_rank(split, tmp_path):
+    data = write_data(tmp_path / "data", [{"ids": [(7 * i + start) % 60 for i in range(length)]}
+                                          for start, length in enumerate((600, 40, 30, 700, 50, 620))])
+    config = json.loads((ROOT / "tests/golden/deepseek-v3-no-q-lora/config.json").read_text()) | {"max_position_embeddings": 1024}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    curves = []
+    for name in ("1 rank", split):
+        for batch in (1, 3):
+            out = tmp_path / f"{name} {batch}"
+            done = run_tandem("train", tmp_path, "--init", "--data", data, "--out", out, "--method", "full", "--iters", 2,
+                              "--batch-size", batch, "--learning-rate", 1e-3, "--steps-per-report", 1, "--device", "cpu",
+                              *SPLITS[name])
+            assert done.returncode == 0, done.stderr.decode()
+            lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            curves.append([(line["train_loss"], line["gradient_norm"]) for line in lines if "train_loss" in line])
+    for one, several in zip(curves[:2], curves[2:], strict=True):
+        assert all(math.isclose(a, b, rel_tol=1e-4) for x, y in zip(one, several, strict=True) for a, b in zip(x, y))
 
 
 # From weights that lie anywhere between the numbers of the half type: those of a bfloat16 checkpoint stay where they are until
 # a step's half of an ulp is full.
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("split", ["tp", "dp", "pp"])
+@pytest.mark.parametrize("split", ["tp", "dp", "sdp", "pp"])
 def test_half_precision_learns_alike(split, dtype, from_scratch):
     exact, _ = from_scratch("float32")
     half, summary = from_scratch("half", "--dtype", dtype, "--ranks", 2, "--parallel", split)
@@ -510,7 +553,7 @@ def test_optimizers_of_whole_matrices_learn_alike_on_any_split(optimizer, method
     data, how = write_data(tmp_path / "data", QUESTIONS), ["--optimizer", optimizer, "--method", method]
     one, _ = losses(data, tmp_path / "1 rank", "--iters", 6, *how)
     assert one[-1] < one[0] * (0.9 if method == "full" else 0.99)
-    for split in ("tp 2", "dp 2", "pp 2"):
+    for split in ("tp 2", "dp 2", "pp 2") + (("sdp 2",) if method == "full" else ()):
         found, _ = losses(data, tmp_path / split, "--iters", 6, *how, *SPLITS[split])
         assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, found, strict=True)), (split, one, found)
     # From the checkpoint of two ranks on one.
