@@ -66,6 +66,19 @@ void settle_method(TrainFlags& flags, const models::ModelConfig& config, const f
     training.lora_keys = models::product_keys(config, weights::Checkpoint(folder));
 }
 
+// What was made of the texts but those that are trained on as they are.
+void tell_of(const train::TextReader& reader, const TrainFlags& flags) {
+  constexpr std::size_t most_named = 5;
+  if (reader.cut() > 0) note("{} cut after {} tokens\n", counted(reader.cut(), "text"), flags.longest);
+  if (reader.without_loss() > 0)
+    note("{} left out that had nothing to learn\n", counted(reader.without_loss(), "text"));
+  const auto& skipped = reader.skipped();
+  if (skipped.empty()) return;
+  note("{} skipped:\n", counted(skipped.size(), "line"));
+  for (std::size_t i = 0; i < std::min(most_named, skipped.size()); ++i) note("  {}\n", skipped[i]);
+  if (skipped.size() > most_named) note("  and {} more\n", skipped.size() - most_named);
+}
+
 int run(TrainFlags flags) {
   if (flags.training.from_scratch && !trains_all(flags))
     throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
@@ -84,13 +97,14 @@ int run(TrainFlags flags) {
   train::TextReader reader(tokenizer, chat, config.sizes.vocabulary,
                            {.end_ids = config.end_ids,
                             .mask_prompt = flags.mask_prompt,
-                            .longest = std::min(flags.longest, config.context)});
+                            .longest = std::min(flags.longest, config.context),
+                            .skip_bad = flags.skip_bad});
   const fs::path data = flags.data;
   auto texts = reader.read(data / "train.jsonl");
   const auto count = texts.size();
   std::vector<train::Sequence> valid;
   if (fs::exists(data / "valid.jsonl")) valid = reader.read(data / "valid.jsonl");
-  if (reader.cut() > 0) note("{} cut after {} tokens\n", counted(reader.cut(), "text"), flags.longest);
+  tell_of(reader, flags);
   train::Batches batches(std::move(texts), flags.batch_size, flags.training.seed);
   write_beside(flags, folder);
   note("{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),
@@ -146,6 +160,8 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
   verb.add_option("--max-seq-length", flags.longest, "Tokens after which a text is cut")
       ->check(CLI::Range(2, 1 << 24))
       ->capture_default_str();
+  verb.add_flag("--skip-bad-data", flags.skip_bad,
+                "Lines that are no text are counted, named and left out; else the first ends it");
   verb.add_flag("--mask-prompt", flags.mask_prompt, "Only the last answer of each text counts");
   verb.add_option("--optimizer", training.optimizer, "What makes a step of a gradient")
       ->check(CLI::IsMember({"adamw", "sgd", "lion", "adafactor", "muon"}))

@@ -30,6 +30,7 @@ json fingerprint(const TrainFlags& flags) {
            {"grad-accumulation-steps", flags.accumulation},
            {"max-seq-length", flags.longest},
            {"mask-prompt", flags.mask_prompt},
+           {"skip-bad-data", flags.skip_bad},
            {"seed", flags.training.seed},
            {"optimizer", flags.training.optimizer},
            {"dtype", flags.training.dtype},

@@ -16,7 +16,7 @@ struct TrainFlags {
   int iters = 1000, batch_size = 4, accumulation = 1, longest = 2048;
   train::Schedule schedule{.peak = 1e-5};
   int report_every = 10, evaluate_every = 200, evaluate_batches = 25, save_every = 100, restarts = 10;
-  bool mask_prompt = false, json = false, resume = false;
+  bool mask_prompt = false, skip_bad = false, json = false, resume = false;
   std::string parallel = "tp", save_dtype;
   cluster::Training training;
   ClusterFlags cluster;

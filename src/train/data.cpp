@@ -1,8 +1,10 @@
 #include "train/data.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -22,6 +24,15 @@ const std::string& string_at(const ordered_json& line, const char* key) {
   return line[key].get_ref<const std::string&>();
 }
 
+// A chat template would leave a message of another one out, or say it as somebody else.
+void check_role(const ordered_json& message) {
+  constexpr std::array roles{"system", "developer", "user", "assistant", "tool"};
+  const auto role = message.is_object() ? message.value("role", ordered_json()) : ordered_json();
+  if (!role.is_string()) throw InputError("a message has no \"role\"");
+  if (std::find(roles.begin(), roles.end(), role.get<std::string>()) == roles.end())
+    throw InputError(fmt::format("role {} is none of {}", role.dump(), fmt::join(roles, ", ")));
+}
+
 }  // namespace
 
 std::vector<int> TextReader::render(const ordered_json& messages, const ordered_json& tools,
@@ -34,6 +45,7 @@ std::vector<int> TextReader::render(const ordered_json& messages, const ordered_
 
 Sequence TextReader::of_messages(const ordered_json& messages, const ordered_json& tools) const {
   if (!messages.is_array() || messages.empty()) throw InputError("\"messages\" is no list of messages");
+  for (const auto& message : messages) check_role(message);
   Sequence sequence{render(messages, tools, false), 1};
   if (!options_.mask_prompt) return sequence;
   ordered_json before = messages;
@@ -76,21 +88,24 @@ Sequence TextReader::sequence_of(const ordered_json& line) const {
   return of_text(string_at(line, "text"));
 }
 
-void for_each_line(const std::filesystem::path& file, const std::function<void(const ordered_json&)>& take) {
+void for_each_line(const std::filesystem::path& file, const std::function<void(const ordered_json&)>& take,
+                   const std::function<void(const InputError&)>& bad) {
   std::ifstream lines(file);
   if (!lines) throw InputError(fmt::format("{} cannot be read: {}", file.string(), std::strerror(errno)));
   std::string line;
   for (int number = 1; std::getline(lines, line); ++number) {
     if (line.find_first_not_of(" \t\r") == line.npos) continue;
     const auto wrong = [&](const std::string& why) {
-      return InputError(fmt::format("{}, line {}: {}", file.string(), number, why));
+      const InputError error(fmt::format("{}, line {}: {}", file.string(), number, why));
+      if (!bad) throw error;
+      bad(error);
     };
     try {
       take(ordered_json::parse(line));
     } catch (const nlohmann::json::exception& error) {
-      throw wrong(json_fault(error));
+      wrong(json_fault(error));
     } catch (const InputError& error) {
-      throw wrong(error.what());
+      wrong(error.what());
     }
   }
 }
@@ -110,9 +125,9 @@ std::vector<std::string> spoken_texts(const ordered_json& line) {
 
 std::vector<Sequence> TextReader::read(const std::filesystem::path& file) {
   std::vector<Sequence> sequences;
-  for_each_line(file, [&](const ordered_json& line) {
-    sequences.push_back(sequence_of(line));
-    auto& ids = sequences.back().ids;
+  const auto take = [&](const ordered_json& line) {
+    Sequence sequence = sequence_of(line);
+    auto& ids = sequence.ids;
     for (const int id : ids) {
       if (id < 0 || id >= vocabulary_)
         throw InputError(fmt::format("id {} is not below the model's vocabulary of {}", id, vocabulary_));
@@ -121,29 +136,56 @@ std::vector<Sequence> TextReader::read(const std::filesystem::path& file) {
       ids.resize(static_cast<std::size_t>(options_.longest));
       ++cut_;
     }
-    if (scored_tokens({sequences.back()}) == 0) sequences.pop_back();
-  });
+    if (scored_tokens({sequence}) > 0) {
+      sequences.push_back(std::move(sequence));
+    } else {
+      ++without_loss_;
+    }
+  };
+  const auto skip = [&](const InputError& error) { skipped_.push_back(error.what()); };
+  for_each_line(file, take, options_.skip_bad ? skip : std::function<void(const InputError&)>());
   if (sequences.empty()) throw InputError(fmt::format("{} has no text to train on", file.string()));
   return sequences;
 }
 
-Batches::Batches(std::vector<Sequence> sequences, int size, std::uint64_t seed) : seed_(seed) {
-  std::stable_sort(sequences.begin(), sequences.end(),
-                   [](const auto& a, const auto& b) { return a.ids.size() < b.ids.size(); });
-  const std::size_t count = sequences.size(), each = std::min(count, static_cast<std::size_t>(size));
-  for (std::size_t first = 0; first < count; first += each) {
-    const auto at = [&](std::size_t i) { return sequences.begin() + static_cast<std::ptrdiff_t>(i); };
-    batches_.emplace_back(at(first), at(std::min(count, first + each)));
-  }
-  shuffle();
-}
+namespace {
 
 // By Fisher and Yates, with a generator that every standard library has alike.
-void Batches::shuffle() {
-  order_.resize(batches_.size());
-  std::iota(order_.begin(), order_.end(), std::size_t{0});
+template <typename T>
+void shuffle(std::vector<T>& items, std::mt19937_64& random) {
+  for (std::size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[random() % i]);
+}
+
+}  // namespace
+
+Batches::Batches(std::vector<Sequence> sequences, int size, std::uint64_t seed)
+    : sequences_(std::move(sequences)),
+      size_(std::min(sequences_.size(), static_cast<std::size_t>(size))),
+      seed_(seed) {
+  begin_epoch();
+}
+
+int Batches::in_an_epoch() const { return static_cast<int>((sequences_.size() + size_ - 1) / size_); }
+
+void Batches::begin_epoch() {
+  constexpr std::size_t sorted_batches = 32;
   std::mt19937_64 random(seed_ * 0x9e3779b97f4a7c15u + epoch_++);
-  for (std::size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random() % i]);
+  std::vector<std::size_t> order(sequences_.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  shuffle(order, random);
+  batches_.clear();
+  for (std::size_t first = 0; first < order.size(); first += size_) {
+    const auto at = [&](std::size_t i) {
+      return order.begin() + static_cast<std::ptrdiff_t>(std::min(i, order.size()));
+    };
+    if (first % (sorted_batches * size_) == 0) {
+      std::stable_sort(at(first), at(first + sorted_batches * size_), [&](std::size_t a, std::size_t b) {
+        return sequences_[a].ids.size() < sequences_[b].ids.size();
+      });
+    }
+    batches_.emplace_back(at(first), at(first + size_));
+  }
+  shuffle(batches_, random);
   at_ = 0;
 }
 
@@ -152,8 +194,11 @@ void Batches::skip(std::int64_t count) {
 }
 
 const std::vector<Sequence>& Batches::next() {
-  if (at_ == order_.size()) shuffle();
-  return batches_[order_[at_++]];
+  if (at_ == batches_.size()) begin_epoch();
+  batch_.clear();
+  for (const std::size_t i : batches_[at_]) batch_.push_back(sequences_[i]);
+  ++at_;
+  return batch_;
 }
 
 }  // namespace tandem::train

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "train/loss.h"
@@ -16,9 +17,10 @@
 namespace tandem::train {
 
 // Calls `take` with the JSON of each line that is not empty. InputError names the file and the line where
-// that is no JSON, or `take` throws one.
+// that is no JSON, or `take` throws one; with `bad` it is given that, and the next line follows.
 void for_each_line(const std::filesystem::path& file,
-                   const std::function<void(const nlohmann::ordered_json&)>& take);
+                   const std::function<void(const nlohmann::ordered_json&)>& take,
+                   const std::function<void(const InputError&)>& bad = {});
 
 // What people and models say in a line, and "text".
 std::vector<std::string> spoken_texts(const nlohmann::ordered_json& line);
@@ -27,6 +29,7 @@ struct TextOptions {
   std::vector<int> end_ids;  // a "text" ends with the first of these
   bool mask_prompt = false;  // only the last message or the completion counts
   int longest = 2048;        // tokens; what is longer is cut
+  bool skip_bad = false;     // a line that is no text is left out
 };
 
 class TextReader {
@@ -39,8 +42,11 @@ class TextReader {
 
   // InputError names the file, the line and what is wrong with it, and where no line is left.
   std::vector<Sequence> read(const std::filesystem::path& file);
-  // How many were cut.
+  // Of all files so far: how many texts were cut, how many had no token that counts and were left out, and
+  // what was wrong with the lines that were skipped.
   int cut() const { return cut_; }
+  int without_loss() const { return without_loss_; }
+  const std::vector<std::string>& skipped() const { return skipped_; }
 
  private:
   Sequence sequence_of(const nlohmann::ordered_json& line) const;
@@ -55,25 +61,29 @@ class TextReader {
   const std::optional<text::ChatTemplate>& chat_;
   int vocabulary_;
   TextOptions options_;
-  int cut_ = 0;
+  int cut_ = 0, without_loss_ = 0;
+  std::vector<std::string> skipped_;
 };
 
-// Batches of `size` sequences of like length, the last perhaps smaller, for ever: each epoch has every batch
-// once, in an order that depends on the seed and the epoch alone.
+// Batches of `size` sequences, one of an epoch perhaps smaller, for ever: each epoch has every sequence once,
+// in an order that depends on the seed and the epoch alone. Some batches' sequences at a time are sorted by
+// length, so that those of a batch are alike, though not the same in every epoch.
 class Batches {
  public:
   Batches(std::vector<Sequence> sequences, int size, std::uint64_t seed);
 
+  // Valid until the next call.
   const std::vector<Sequence>& next();
   // As if next() had been called so often.
   void skip(std::int64_t count);
-  int in_an_epoch() const { return static_cast<int>(batches_.size()); }
+  int in_an_epoch() const;
 
  private:
-  void shuffle();
+  void begin_epoch();
 
-  std::vector<std::vector<Sequence>> batches_;
-  std::vector<std::size_t> order_;
+  std::vector<Sequence> sequences_, batch_;
+  std::size_t size_;
+  std::vector<std::vector<std::size_t>> batches_;  // of the epoch, in sequences_
   std::size_t at_ = 0;
   std::uint64_t seed_, epoch_ = 0;
 };

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <set>
 
@@ -40,6 +41,30 @@ TEST(Batches, SkipsToWhereNextWouldBe) {
   EXPECT_EQ(read.next().front().ids, skipped.next().front().ids);
 }
 
+TEST(Batches, HaveSequencesOfLikeLengthOthersEachEpoch) {
+  Batches batches(numbered(64), 8, 7);
+  std::set<std::set<int>> met;
+  for (int epoch = 0; epoch < 2; ++epoch) {
+    for (int i = 0; i < 8; ++i) {
+      const auto& batch = batches.next();
+      std::set<int> own;
+      for (const auto& one : batch) own.insert(one.ids.front());
+      EXPECT_EQ(own.size(), 8u);
+      EXPECT_EQ(*own.rbegin() - *own.begin(), 7);  // fewer than are sorted at a time
+      met.insert(own);
+    }
+  }
+  Batches many(numbered(600), 8, 7);
+  std::set<std::vector<int>> first, second;
+  for (int i = 0; i < 150; ++i) {
+    std::vector<int> own;
+    for (const auto& one : many.next()) own.push_back(one.ids.front());
+    EXPECT_LT(*std::max_element(own.begin(), own.end()) - *std::min_element(own.begin(), own.end()), 200);
+    (i < 75 ? first : second).insert(own);
+  }
+  EXPECT_NE(first, second);
+}
+
 class TextReaderTest : public testing::Test {
  protected:
   std::vector<Sequence> read(const std::string& text, TextOptions options) {
@@ -67,6 +92,19 @@ TEST_F(TextReaderTest, EndsATextAndCutsALongOne) {
   const auto ended = read(R"({"text": "Once upon a time"})", {.end_ids = {1}});
   EXPECT_EQ(ended.front().ids.back(), 1);
   EXPECT_EQ(read(R"({"text": "Once upon a time"})", {.longest = 3}).front().ids.size(), 3u);
+}
+
+TEST_F(TextReaderTest, SkipsAndNamesBadLinesIfAsked) {
+  const fs::path file = fs::path(testing::TempDir()) / "train_data_bad.jsonl";
+  std::ofstream(file) << "{\"ids\": [1, 2]}\n{\n{\"messages\": [{\"role\": \"robot\", \"content\": \"a\"}]}\n"
+                      << "{\"text\": \"\xff\"}\n{\"ids\": [1]}\n{\"ids\": [1, 2, 3]}\n";
+  TextReader reader(tokenizer_, chat_, 1024, {.skip_bad = true});
+  EXPECT_EQ(reader.read(file).size(), 2u);
+  EXPECT_EQ(reader.without_loss(), 1);
+  ASSERT_EQ(reader.skipped().size(), 3u);
+  EXPECT_NE(reader.skipped()[0].find("line 2"), std::string::npos);
+  EXPECT_NE(reader.skipped()[1].find("line 3: role \"robot\""), std::string::npos) << reader.skipped()[1];
+  EXPECT_NE(reader.skipped()[2].find("line 4"), std::string::npos);
 }
 
 TEST_F(TextReaderTest, NamesTheLine) {
