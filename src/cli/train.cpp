@@ -86,6 +86,13 @@ int run(TrainFlags flags) {
     throw InputError("--balance-rate: an adapter leaves routers as they are: give --method full, or no rate");
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
+  if (flags.training.balance_rate > 0 && !config.router_bias)
+    throw InputError(
+        fmt::format("--balance-rate: the routers of {} have no e_score_correction_bias, as DeepSeek-V3's do: "
+                    "leave it out",
+                    flags.model));
+  if (flags.parallel == "sdp" && flags.cluster.backend == "ring")
+    throw InputError("--parallel sdp: MLX's ring does not scatter sums: leave --backend out, or take tcp");
   settle_method(flags, config, folder);
   const auto plan = make_training_plan(flags.cluster, flags.parallel, config);
   const auto training = split_training(flags.training, flags.parallel, plan, config);

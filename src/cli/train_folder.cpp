@@ -30,24 +30,27 @@ json fingerprint(const TrainFlags& flags) {
            {"grad-accumulation-steps", flags.accumulation},
            {"max-seq-length", flags.longest},
            {"mask-prompt", flags.mask_prompt},
-           {"skip-bad-data", flags.skip_bad},
            {"seed", flags.training.seed},
            {"optimizer", flags.training.optimizer},
            {"dtype", flags.training.dtype},
-           {"balance-rate", flags.training.balance_rate},
            {"lora-rank", flags.training.lora_rank},
            {"num-layers", flags.training.lora_layers}};
   if (flags.training.from_scratch) all["init"] = true;
+  if (flags.skip_bad) all["skip-bad-data"] = true;
+  if (flags.training.balance_rate > 0) all["balance-rate"] = flags.training.balance_rate;
   return all;
 }
 
 void check_resumed(const TrainFlags& flags) {
   const json before = read_json_file(fs::path(flags.out) / "run.json"), now = fingerprint(flags);
-  for (const auto& [name, value] : now.items()) {
-    if (before.value(name, json()) != value) {
-      throw InputError(fmt::format("--resume: {} began with --{} {}, not {}", flags.out, name,
-                                   before.value(name, json()).dump(), value.dump()));
-    }
+  json all = now;
+  all.update(before);
+  for (const auto& [name, value] : all.items()) {
+    const json then = before.value(name, json()), given = now.value(name, json());
+    if (then == given) continue;
+    const auto text = [](const json& one) { return one.is_null() ? "none" : one.dump(); };
+    throw InputError(
+        fmt::format("--resume: {} began with --{} {}, not {}", flags.out, name, text(then), text(given)));
   }
 }
 

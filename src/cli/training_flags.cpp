@@ -11,9 +11,8 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
   verb.add_option(
           "--parallel", parallel,
           "Of training, tp: ranks share each matrix; dp: each holds the model and takes a part of every "
-          "batch; sdp: as dp, but each holds some rows of every matrix and gathers a layer's when it "
-          "computes it; "
-          "pp: each has some of the layers")
+          "batch; sdp: as dp, but each holds some rows of every matrix and gathers a layer's to compute it, "
+          "with --grad-checkpoint one layer's at a time; pp: each has some of the layers")
       ->check(CLI::IsMember({"tp", "dp", "sdp", "pp"}))
       ->capture_default_str();
   verb.add_option(

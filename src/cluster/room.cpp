@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "engine/step_memory.h"
+#include "hardware/machine.h"
 #include "hardware/memory.h"
 
 namespace tandem::cluster {
@@ -43,7 +44,8 @@ std::uint64_t gpu_memory() {
 void bound_free_buffers(int ranks_on_host) {
   constexpr std::uint64_t share = 16;
   if (mx::default_device() != mx::Device::gpu || gpu_memory() == 0) return;
-  mx::set_cache_limit(gpu_memory() / share / static_cast<std::uint64_t>(ranks_on_host));
+  const int gpus = std::max(1, hardware::nvidia_gpus());
+  mx::set_cache_limit(gpu_memory() / share / static_cast<std::uint64_t>((ranks_on_host + gpus - 1) / gpus));
 }
 
 Room measure_room(const engine::StepRunner& runner) {

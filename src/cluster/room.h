@@ -11,7 +11,7 @@ namespace tandem::cluster {
 Room measure_room(const engine::StepRunner& runner);
 
 // MLX keeps memory that is freed for arrays of its size: on a GPU, where texts of all lengths go by, at most
-// a sixteenth of the GPU's own memory for all ranks of the machine.
+// a sixteenth of the GPU's own memory for all ranks that share it.
 void bound_free_buffers(int ranks_on_host);
 
 // This process's, or what MLX holds on its default device, where that is a GPU and more.

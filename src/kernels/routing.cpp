@@ -123,22 +123,24 @@ std::vector<mx::array> choose_by_mlx(const mx::array& logits, const std::optiona
   return {ids, mx::multiply(weights, mx::array(r.scale), s)};
 }
 
-// How many of the ids [T, chosen], counted from first_held, are each expert's that is held: [experts].
-mx::array load_of(const mx::array& ids, const Routing& r, mx::Stream s) {
+// How many of the ids [T, chosen], counted from first_held, are each expert's that is held: [experts]. On a
+// GPU the others have an id too, and no weight.
+mx::array load_of(const Routes& routes, const Routing& r, mx::Stream s) {
   const mx::array held = mx::arange(r.end_held - r.first_held, mx::int32, s);
-  const mx::array same = mx::equal(mx::reshape(ids, {-1, 1}, s), held, s);
+  const mx::array weighed = mx::greater(mx::reshape(routes.weights, {-1, 1}, s), mx::array(0.0F), s);
+  const mx::array same = mx::logical_and(weighed, mx::equal(mx::reshape(routes.ids, {-1, 1}, s), held, s), s);
   const mx::array load = mx::sum(mx::astype(same, mx::float32, s), 0, false, s);
   return mx::pad(load, {{r.first_held, r.experts - r.end_held}}, mx::array(0.0F), "constant", s);
 }
 
 // The weights; the load takes the place of the bias's gradient.
-mx::array with_load(const mx::array& weights, const mx::array& ids, const mx::array& bias, const Routing& r,
-                    mx::Stream s) {
+mx::array with_load(const Routes& routes, const mx::array& bias, const Routing& r, mx::Stream s) {
+  const Routes counted{routes.ids, mx::stop_gradient(routes.weights, s)};
   const auto same = mx::custom_vjp([](const auto& in) { return std::vector{in.front()}; },
-                                   [r, ids, s](const auto&, const auto& cotangents, const auto&) {
-                                     return std::vector{cotangents.front(), load_of(ids, r, s)};
+                                   [r, counted, s](const auto&, const auto& cotangents, const auto&) {
+                                     return std::vector{cotangents.front(), load_of(counted, r, s)};
                                    });
-  return same({weights, bias}).front();
+  return same({routes.weights, bias}).front();
 }
 
 class Route : public ReferencedPrimitive {
@@ -233,7 +235,7 @@ Routes route(const mx::array& logits, const std::optional<mx::array>& bias, cons
     throw std::invalid_argument("route: logits and bias are not one for each expert");
   if (!bias || !has_gradient({*bias})) return routes_of(logits, bias, routing, stream);
   const auto routes = routes_of(logits, mx::stop_gradient(*bias, stream), routing, stream);
-  return {routes.ids, with_load(routes.weights, routes.ids, *bias, routing, stream)};
+  return {routes.ids, with_load(routes, *bias, routing, stream)};
 }
 
 mx::array weighted_sum(const mx::array& x, const mx::array& weights, mx::StreamOrDevice s) {

@@ -19,12 +19,17 @@ int layer_of(const std::string& name) {
   return layer;
 }
 
+mx::array sum_of_one(const mx::array& x, const mx::distributed::Group& group) {
+  if (group.size() == 1) return x;
+  return mx::view(parallel::sum(mx::view(x, mx::uint32), group), mx::float32);
+}
+
 mx::array whole_of(const weights::Slice& slice, const mx::array& part, const mx::distributed::Group& group) {
   if (slice.axis < 0 || group.size() == 1) return part;
   const auto axis = static_cast<std::size_t>(slice.axis);
   std::vector<std::pair<int, int>> around(slice.shape.size(), {0, 0});
   around[axis] = {slice.part.begin, slice.shape[axis] - slice.part.end};
-  return parallel::sum(mx::pad(part, around), group);
+  return sum_of_one(mx::pad(part, around), group);
 }
 
 mx::array own_part_of(const weights::Slice& slice, const mx::array& whole) {

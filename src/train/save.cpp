@@ -81,22 +81,32 @@ std::vector<std::vector<weights::Slice>> announced(const Ranks& ranks,
   return all;
 }
 
+// V3's bias of the choice of experts is moved by steps that a half type would swallow.
+std::string stored_dtype(const std::string& name, const std::string& dtype) {
+  return name.ends_with("e_score_correction_bias") ? "F32" : dtype;
+}
+
+mx::Dtype to_mlx(const std::string& dtype) {
+  return weights::to_mlx("a saved tensor", dtype, weights::Element::number);
+}
+
 void write_parts(const Trainer& trainer, std::vector<Part> parts, const std::optional<fs::path>& file,
                  const std::string& dtype) {
   const Ranks& ranks = trainer.ranks();
-  const mx::Dtype stored = weights::to_mlx("a saved tensor", dtype, weights::Element::number);
   const auto stages = announced(ranks, slices_of(parts));
   std::optional<weights::SafetensorsWriter> writer;
   if (file) {
     std::vector<weights::TensorSpec> specs;
     for (const auto& slices : stages)
       for (const auto& slice : slices)
-        specs.push_back({slice.name, dtype, {slice.shape.begin(), slice.shape.end()}});
+        specs.push_back(
+            {slice.name, stored_dtype(slice.name, dtype), {slice.shape.begin(), slice.shape.end()}});
     writer.emplace(*file, specs);
   }
   for (auto& part : parts) {
     // What is computed for the file alone is not kept.
     const mx::array value = std::exchange(part.value, mx::array(0.0F));
+    const mx::Dtype stored = to_mlx(stored_dtype(part.slice.name, dtype));
     mx::array whole = mx::contiguous(mx::astype(trainer.whole(part.slice, value), stored));
     whole.eval();
     if (writer) writer->write(part.slice.name, 0, {whole.data<char>(), whole.nbytes()});
@@ -104,7 +114,7 @@ void write_parts(const Trainer& trainer, std::vector<Part> parts, const std::opt
   }
   for (std::size_t stage = 1; stage < stages.size(); ++stage) {
     for (const auto& slice : stages[stage]) {
-      mx::array whole = empty_on_cpu(slice, stored);
+      mx::array whole = empty_on_cpu(slice, to_mlx(stored_dtype(slice.name, dtype)));
       receive(ranks, ranks.place.leaders[stage], whole);
       if (writer) writer->write(slice.name, 0, {whole.data<char>(), whole.nbytes()});
     }

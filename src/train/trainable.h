@@ -25,7 +25,8 @@ struct Parameter {
   bool scattered = false;
 };
 
-// Layers, norm and output of a model that are made when they are computed and held no longer.
+// Layers, norm and output of a model that are made when they are computed; recomputed for the gradient, they
+// are held no longer.
 struct MadeLayers {
   // What gradients reach of each layer, and behind the layers of norm and output.
   std::vector<std::vector<mlx::core::array>> weights;

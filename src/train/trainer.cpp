@@ -50,8 +50,6 @@ std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const
   for (std::size_t i = static_cast<std::size_t>(ranks_.data.rank()); i < sequences.size();
        i += static_cast<std::size_t>(ranks_.data.size()))
     found.push_back(sequences[i]);
-  // A rank with nothing to compute still has parts of matrices to give.
-  if (ranks_.sharded && input_rows(found) == 0) found.push_back({{0, 0}, /*loss_from=*/2});
   return found;
 }
 
@@ -102,7 +100,10 @@ Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, f
   std::iota(wanted.begin(), wanted.end(), 0);
   Sums sums{mx::array(0.0F), {}};
   for (const auto& batch : micro_batches) {
-    const auto sequences = own(batch);
+    auto sequences = own(batch);
+    // A rank with nothing to compute still has parts of matrices to give.
+    const bool idle = ranks_.sharded && input_rows(sequences) == 0;
+    if (idle) sequences = {{{0, 0}, /*loss_from=*/2}};
     const auto loss = [&](const std::vector<mx::array>& values) {
       const mx::array sum =
           summed_nll(trainable_->model(values), sequences, ranks_.stage, options_.recompute);
@@ -110,6 +111,8 @@ Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, f
     };
     const auto values = trainable_->values();
     auto [sum, found] = mx::value_and_grad(loss, wanted)(values);
+    for (std::size_t i = 0; idle && i < found.size(); ++i)
+      if (trainable_->parameters()[i].balances) found[i] = mx::zeros_like(found[i]);
     for (std::size_t i = 0; i < sums.gradients.size(); ++i) found[i] = mx::add(sums.gradients[i], found[i]);
     const bool last = &batch == &micro_batches.back();
     sums.gradients = last ? reduced(std::move(found)) : std::move(found);
@@ -176,10 +179,12 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
   const double clipped =
       options_.clip > 0 && result.gradient_norm > options_.clip ? options_.clip / result.gradient_norm : 1;
   auto scaled = gradients;
-  for (auto& gradient : scaled)
-    gradient = mx::multiply(gradient, mx::array(static_cast<float>(mean * clipped)));
-  auto values = optimizer_.step(trainable_->values(), scaled, learning_rate);
   auto& parameters = trainable_->parameters();
+  for (std::size_t i = 0; i < scaled.size(); ++i)
+    scaled[i] = parameters[i].balances
+                    ? mx::zeros_like(scaled[i])
+                    : mx::multiply(scaled[i], mx::array(static_cast<float>(mean * clipped)));
+  auto values = optimizer_.step(trainable_->values(), scaled, learning_rate);
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!parameters[i].balances) parameters[i].value = std::move(values[i]);
   balance_experts(gradients);
@@ -202,7 +207,7 @@ mx::array Trainer::whole(const weights::Slice& slice, const mx::array& part) con
 mx::array Trainer::from_first(const mx::array& value) const {
   const bool first = ranks_.stage.group.rank() == 0 && ranks_.data.rank() == 0;
   const mx::array own = first ? value : mx::zeros_like(value);
-  return parallel::sum(parallel::sum(own, ranks_.stage.group), ranks_.data);
+  return sum_of_one(sum_of_one(own, ranks_.stage.group), ranks_.data);
 }
 
 }  // namespace tandem::train

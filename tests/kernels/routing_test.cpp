@@ -165,6 +165,28 @@ TEST(Routing, WeightedSumsAreInTheOrderOfTheChoices) {
   }
 }
 
+// By what routes of all experts say, on ranks that hold them all, the first or the last.
+TEST(Routing, CountsTheTokensOfEachExpertInPlaceOfTheBiasGradient) {
+  mx::random::seed(5);
+  for (const Routing& whole : routings()) {
+    const mx::array logits = mx::random::normal({40, whole.experts}, mx::float32, std::nullopt, cpu);
+    const mx::array bias = mx::random::normal({whole.experts}, mx::float32, std::nullopt, cpu);
+    std::vector<float> expected(static_cast<std::size_t>(whole.experts));
+    for (const int id : values<std::int32_t>(route(logits, bias, whole, cpu).ids)) ++expected[id];
+    for (const auto& [first, end] : {std::pair(0, whole.experts), {0, 3}, {3, whole.experts}}) {
+      Routing part = whole;
+      part.first_held = first;
+      part.end_held = end;
+      const auto loss = [&](const mx::array& b) {
+        return mx::multiply(mx::sum(route(logits, b, part, cpu).weights, cpu), mx::array(7.0F), cpu);
+      };
+      const auto load = values<float>(mx::grad(loss)(bias));
+      for (int e = 0; e < whole.experts; ++e)
+        EXPECT_EQ(load[e], e >= first && e < end ? expected[e] : 0) << e << " of " << first << " to " << end;
+    }
+  }
+}
+
 TEST(Routing, WeightedSumsHaveGradientsByBoth) {
   mx::random::seed(3);
   const auto normal = [](mx::Shape shape) {

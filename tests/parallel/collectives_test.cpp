@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 #include <mlx/ops.h>
+#include <mlx/transforms.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "parallel/ranks.h"
@@ -28,6 +30,52 @@ TEST(Collectives, ColumnsOfAnyNumberStandSideBySide) {
     });
     EXPECT_EQ(errors, std::vector<std::string>(ranks));
   }
+}
+
+TEST(Collectives, GatheredInOrderHaveThePartOfTheSumAsGradient) {
+  for (const int ranks : {1, 2, 3}) {
+    const MeetingPoint meeting(ranks);
+    const auto errors = run_ranks(ranks, [&](int rank) {
+      const auto group = meeting.group(rank);
+      // What rank r multiplies place i with.
+      const auto factor = [&](int r, int i) { return static_cast<float>((r + 1) * (i + 2)); };
+      std::vector<float> own, factors, expected;
+      for (int i = 0; i < 2 * ranks; ++i) factors.push_back(factor(rank, i));
+      for (int i = 0; i < 2; ++i) {
+        own.push_back(static_cast<float>(10 * rank + i));
+        float sum = 0;
+        for (int r = 0; r < ranks; ++r) sum += factor(r, 2 * rank + i);
+        expected.push_back(sum);
+      }
+      InOrder order(group);
+      const auto loss = [&](const mx::array& x) {
+        const mx::array all = order.gather(x, mx::array(1.0F));
+        for (int r = 0; r < ranks; ++r)
+          EXPECT_EQ(mx::slice(all, {2 * r + 1}, {2 * r + 2}).item<float>(), 10.0F * r + 1);
+        return mx::sum(mx::multiply(all, mx::array(factors.data(), {2 * ranks}, mx::float32)));
+      };
+      const auto [value, gradient] = mx::value_and_grad(loss)(mx::array(own.data(), {2}, mx::float32));
+      EXPECT_TRUE(mx::array_equal(gradient, mx::array(expected.data(), {2}, mx::float32)).item<bool>());
+    });
+    EXPECT_EQ(errors, std::vector<std::string>(ranks));
+  }
+}
+
+// Evaluated the other way round on every second rank.
+TEST(Collectives, InOrderMeetThoughRanksEvaluateThemInOtherOrders) {
+  constexpr int ranks = 2, count = 3;  // MLX lets a process have no more than some tasks under way
+  const MeetingPoint meeting(ranks);
+  const auto errors = run_ranks(ranks, [&](int rank) {
+    InOrder order(meeting.group(rank));
+    std::vector<mx::array> sums;
+    for (int i = 0; i < count; ++i)
+      sums.push_back(order.sum(mx::full({4}, static_cast<float>(i * (rank + 1)))));
+    std::vector<mx::array> all = sums;
+    if (rank == 1) std::reverse(all.begin(), all.end());
+    mx::eval(all);
+    for (int i = 0; i < count; ++i) EXPECT_EQ(mx::max(sums[i]).item<float>(), 3.0F * i);
+  });
+  EXPECT_EQ(errors, std::vector<std::string>(ranks));
 }
 
 TEST(Collectives, AloneAreTheIdentity) {
