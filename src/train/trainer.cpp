@@ -50,6 +50,8 @@ std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const
   for (std::size_t i = static_cast<std::size_t>(ranks_.data.rank()); i < sequences.size();
        i += static_cast<std::size_t>(ranks_.data.size()))
     found.push_back(sequences[i]);
+  // A rank with nothing to compute still has parts of matrices to give.
+  if (ranks_.sharded && input_rows(found) == 0) found.push_back({{0, 0}, /*loss_from=*/2});
   return found;
 }
 
@@ -100,10 +102,8 @@ Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, f
   std::iota(wanted.begin(), wanted.end(), 0);
   Sums sums{mx::array(0.0F), {}};
   for (const auto& batch : micro_batches) {
-    auto sequences = own(batch);
-    // A rank with nothing to compute still has parts of matrices to give.
-    const bool idle = ranks_.sharded && input_rows(sequences) == 0;
-    if (idle) sequences = {{{0, 0}, /*loss_from=*/2}};
+    const auto sequences = own(batch);
+    const bool idle = scored_tokens(sequences) == 0;  // a row that is made up chooses experts too
     const auto loss = [&](const std::vector<mx::array>& values) {
       const mx::array sum =
           summed_nll(trainable_->model(values), sequences, ranks_.stage, options_.recompute);

@@ -402,9 +402,10 @@ def test_experts_are_balanced_alike_on_any_split(tmp_path, from_scratch):
 def test_replicas_with_unequal_texts_learn_as_one_rank(split, tmp_path):
     data = write_data(tmp_path / "data", [{"ids": [(7 * i + start) % 60 for i in range(length)]}
                                           for start, length in enumerate((600, 40, 30, 700, 50, 620))])
+    write_data(data, [{"ids": list(range(2, 30))}], "valid.jsonl")
     config = json.loads((ROOT / "tests/golden/deepseek-v3-no-q-lora/config.json").read_text()) | {"max_position_embeddings": 1024}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    curves = []
+    curves, valid = [], []
     for name in ("1 rank", split):
         for batch in (1, 3):
             out = tmp_path / f"{name} {batch}"
@@ -412,10 +413,13 @@ def test_replicas_with_unequal_texts_learn_as_one_rank(split, tmp_path):
                               "--batch-size", batch, "--learning-rate", 1e-3, "--steps-per-report", 1, "--device", "cpu",
                               *SPLITS[name])
             assert done.returncode == 0, done.stderr.decode()
-            lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
             curves.append([(line["train_loss"], line["gradient_norm"]) for line in lines if "train_loss" in line])
+            valid.append([line["valid_loss"] for line in lines if "valid_loss" in line])
     for one, several in zip(curves[:2], curves[2:], strict=True):
         assert all(math.isclose(a, b, rel_tol=1e-4) for x, y in zip(one, several, strict=True) for a, b in zip(x, y))
+    for one, several in zip(valid[:2], valid[2:], strict=True):
+        assert one and all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, several, strict=True))
 
 
 # From weights that lie anywhere between the numbers of the half type: those of a bfloat16 checkpoint stay where they are until
