@@ -34,7 +34,7 @@ struct Training {
   int optimizer_bits = 32;
   float beta1 = 0.9F, beta2 = 0.999F, weight_decay = 0.01F;
   float clip = 0;
-  float balance_rate = 0;  // train/trainer.h
+  float balance_rate = 0;  // train/optimizer.h
   bool recompute = false;
   std::string dtype = "auto";  // of activations, and of the weights they meet: float32, bfloat16 or float16
   bool from_scratch = false;   // from first weights of Start::shape (weights/initial_source.h)

@@ -14,38 +14,34 @@ namespace {
 
 namespace mx = mlx::core;
 
+// What MLX says of its default device; 0: nothing.
+std::uint64_t gpu_bytes(const char* name) {
+  const auto& info = mx::device_info(mx::default_device());
+  const auto found = info.find(name);
+  return found == info.end() ? 0 : std::get<std::size_t>(found->second);
+}
+
 // A GPU of its own memory, or of the machine's.
 void measure_gpu(Room& room) {
   mx::clear_cache();
-  const auto& info = mx::device_info(mx::default_device());
-  const auto bytes = [&](const char* name) -> std::uint64_t {
-    const auto found = info.find(name);
-    return found == info.end() ? 0 : std::get<std::size_t>(found->second);
-  };
-  if (const std::uint64_t free = bytes("free_memory"); free > 0) {  // CUDA
-    room.memory = std::get<std::string>(info.at("uuid"));
-    room.total_bytes = bytes("total_memory");
+  if (const std::uint64_t free = gpu_bytes("free_memory"); free > 0) {  // CUDA
+    room.memory = std::get<std::string>(mx::device_info(mx::default_device()).at("uuid"));
+    room.total_bytes = gpu_bytes("total_memory");
     room.free_bytes = free;
-  } else if (const std::uint64_t most = bytes("max_recommended_working_set_size"); most > 0) {  // Metal
+  } else if (const std::uint64_t most = gpu_bytes("max_recommended_working_set_size"); most > 0) {  // Metal
     room.free_bytes =
         std::min<std::uint64_t>(room.free_bytes, most - std::min(most, mx::get_active_memory()));
   }
-}
-
-// The size of a GPU's own memory; 0: it has none, or does not say.
-std::uint64_t gpu_memory() {
-  const auto& info = mx::device_info(mx::default_device());
-  const auto found = info.find("total_memory");
-  return found == info.end() ? 0 : std::get<std::size_t>(found->second);
 }
 
 }  // namespace
 
 void bound_free_buffers(int ranks_on_host) {
   constexpr std::uint64_t share = 16;
-  if (mx::default_device() != mx::Device::gpu || gpu_memory() == 0) return;
+  const std::uint64_t own = mx::default_device() == mx::Device::gpu ? gpu_bytes("total_memory") : 0;
+  if (own == 0) return;
   const int gpus = std::max(1, hardware::nvidia_gpus());
-  mx::set_cache_limit(gpu_memory() / share / static_cast<std::uint64_t>((ranks_on_host + gpus - 1) / gpus));
+  mx::set_cache_limit(own / share / static_cast<std::uint64_t>((ranks_on_host + gpus - 1) / gpus));
 }
 
 Room measure_room(const engine::StepRunner& runner) {

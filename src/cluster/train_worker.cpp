@@ -193,11 +193,11 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
                                         .beta1 = training.beta1,
                                         .beta2 = training.beta2,
                                         .weight_decay = training.weight_decay,
-                                        .bits = training.optimizer_bits},
+                                        .bits = training.optimizer_bits,
+                                        .balance_rate = training.balance_rate},
                           .clip = training.clip,
                           .recompute = training.recompute,
-                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0,
-                          .balance_rate = training.balance_rate});
+                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0});
   channel.send({{"ready", Ready{.weight_bytes = teller.progress().total_bytes,
                                 .resident_bytes = rank_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",

@@ -41,12 +41,7 @@ std::string AdapterFiles::linear_of(const std::string& tensor) const {
 }
 
 mx::array part_of(const mx::array& whole, const weights::Slice& slice) {
-  mx::Shape begin(whole.ndim(), 0), end = whole.shape();
-  if (slice.axis >= 0) {
-    begin[slice.axis] = slice.part.begin;
-    end[slice.axis] = slice.part.end;
-  }
-  mx::array part = mx::contiguous(mx::slice(whole, begin, end, mx::Device::cpu), false, mx::Device::cpu);
+  mx::array part = mx::contiguous(weights::sliced(whole, slice, mx::Device::cpu), false, mx::Device::cpu);
   part.eval();
   return part;
 }

@@ -23,8 +23,6 @@ bool is_partial(const weights::ShardedWeights& weights, const std::string& name)
   return inside && !after_sum;
 }
 
-bool is_router_bias(const std::string& name) { return name.ends_with("e_score_correction_bias"); }
-
 // Where a part of a tensor lies in it: a quantised matrix's own slice counts words of several numbers.
 weights::Slice dense_slice(weights::Slice slice, const mx::array& part) {
   const int in_a_word = part.shape(-1) / slice.part_shape().back();
@@ -37,12 +35,12 @@ weights::Slice dense_slice(weights::Slice slice, const mx::array& part) {
 
 // Of rows that are not enough for every rank nothing is cut off.
 void cut(Parameter& parameter, const models::Group& sharers) {
-  const int rows = parameter.value.shape(0), each = (rows + sharers.size() - 1) / sharers.size();
+  const int rows = parameter.value.shape(0), each = rows_each(rows, sharers.size());
   parameter.slice.axis = -1;
   if (parameter.value.ndim() < 2 || each * (sharers.size() - 1) >= rows) return;
   parameter.slice.axis = 0;
   parameter.slice.part = {each * sharers.rank(), std::min(rows, each * (sharers.rank() + 1))};
-  parameter.value = mx::contiguous(own_part_of(parameter.slice, parameter.value));
+  parameter.value = mx::contiguous(weights::sliced(parameter.value, parameter.slice));
   parameter.value.eval();
   parameter.partial = false;
   parameter.scattered = true;
@@ -72,8 +70,8 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
 }
 
 mx::array FullModel::in_use(const std::string& name, const mx::array& value) const {
-  const bool router = name.ends_with(".mlp.gate.weight") || is_router_bias(name);  // float32 on every device
-  return router ? value : mx::astype(value, activations_);
+  const bool chooses = is_router(name) || is_router_bias(name);  // float32 on every device
+  return chooses ? value : mx::astype(value, activations_);
 }
 
 TrainedModel FullModel::model(const std::vector<mx::array>& values) {

@@ -52,7 +52,7 @@ mx::array muon_direction(const mx::array& momentum, const weights::Slice& slice,
   // A rank's part of a stack may be whole matrices.
   const bool cut = slice.axis >= static_cast<int>(shape.size()) - 2;
   if (!cut) return mx::multiply(scale, orthogonalised(momentum));
-  return mx::multiply(scale, own_part_of(slice, orthogonalised(whole_of(slice, momentum, group))));
+  return mx::multiply(scale, weights::sliced(orthogonalised(whole_of(slice, momentum, group)), slice));
 }
 
 }  // namespace tandem::train

@@ -14,13 +14,14 @@
 #include "train/adafactor.h"
 #include "train/eight_bits.h"
 #include "train/muon.h"
+#include "train/parts.h"
 
 namespace tandem::train {
 namespace {
 
 namespace mx = mlx::core;
 
-const std::string adamw = "adamw", adafactor = "adafactor", muon = "muon";
+const std::string adamw = "adamw", adafactor = "adafactor", muon = "muon", balance = "balance";
 
 mx::array scaled(const mx::array& x, double factor) {
   return mx::multiply(x, mx::array(static_cast<float>(factor)));
@@ -33,8 +34,7 @@ mx::array averaged(const mx::array& mean, const mx::array& x, float beta) {
 
 // A matrix, or a stack of them, that is no embedding, output matrix or router.
 bool is_product_of_layer(const weights::Slice& slice) {
-  return slice.name.starts_with("model.layers.") && slice.shape.size() >= 2 &&
-         !slice.name.ends_with(".mlp.gate.weight");
+  return slice.name.starts_with("model.layers.") && slice.shape.size() >= 2 && !is_router(slice.name);
 }
 
 }  // namespace
@@ -59,6 +59,7 @@ Optimizer::Optimizer(OptimizerOptions options, std::vector<weights::Slice> slice
 }
 
 const std::string& Optimizer::rule_of(std::size_t parameter) const {
+  if (is_router_bias(slices_[parameter].name)) return balance;
   return options_.name == muon && !is_product_of_layer(slices_[parameter]) ? adamw : options_.name;
 }
 
@@ -71,6 +72,7 @@ std::vector<weights::Slice> Optimizer::state_slices(std::size_t parameter) const
   const weights::Slice& slice = slices_[parameter];
   const std::string& rule = rule_of(parameter);
   std::vector<weights::Slice> found;
+  if (rule == balance) return found;
   if (rule == adafactor) found = adafactor_state(slice);
   if (rule == adamw) found.push_back(slice);
   if (rule == adamw || rule == "lion" || rule == muon || options_.beta1 > 0) found.push_back(slice);
@@ -124,6 +126,10 @@ mx::array Optimizer::moved(std::size_t parameter, const mx::array& value, const 
   const auto& o = options_;
   const std::string& rule = rule_of(parameter);
   const weights::Slice& slice = slices_[parameter];
+  if (rule == balance) {
+    const mx::array under = mx::sign(mx::subtract(mx::mean(gradient), gradient));
+    return mx::add(value, scaled(under, o.balance_rate));
+  }
   const mx::array decayed = scaled(value, 1 - learning_rate * o.weight_decay);
   if (rule == adamw) {
     mx::array &mean = state[0], &square = state[1];

@@ -22,6 +22,9 @@ struct OptimizerOptions {
   float weight_decay = 0.01F;  // decoupled: times the learning rate
   // Of each number that adamw remembers of matrices: 32, or 8 (eight_bits.h).
   int bits = 32;
+  // What a step adds to a router's bias for an expert that fewer tokens chose than the mean, and takes off
+  // the others' (DeepSeek-V3, arXiv:2412.19437, section 2.1.2): its gradient is how many chose each.
+  float balance_rate = 0;
 };
 
 // beta1 where none is asked for.

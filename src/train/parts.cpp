@@ -19,6 +19,12 @@ int layer_of(const std::string& name) {
   return layer;
 }
 
+bool is_router(const std::string& name) { return name.ends_with(".mlp.gate.weight"); }
+
+bool is_router_bias(const std::string& name) { return name.ends_with(".e_score_correction_bias"); }
+
+int rows_each(int rows, int ranks) { return (rows + ranks - 1) / ranks; }
+
 mx::array sum_of_one(const mx::array& x, const mx::distributed::Group& group) {
   if (group.size() == 1) return x;
   return mx::view(parallel::sum(mx::view(x, mx::uint32), group), mx::float32);
@@ -30,14 +36,6 @@ mx::array whole_of(const weights::Slice& slice, const mx::array& part, const mx:
   std::vector<std::pair<int, int>> around(slice.shape.size(), {0, 0});
   around[axis] = {slice.part.begin, slice.shape[axis] - slice.part.end};
   return sum_of_one(mx::pad(part, around), group);
-}
-
-mx::array own_part_of(const weights::Slice& slice, const mx::array& whole) {
-  if (slice.axis < 0) return whole;
-  mx::Shape begin(whole.ndim(), 0), end = whole.shape();
-  begin[slice.axis] = slice.part.begin;
-  end[slice.axis] = slice.part.end;
-  return mx::slice(whole, begin, end);
 }
 
 }  // namespace tandem::train

@@ -15,6 +15,7 @@
 #include "models/adapter_files.h"
 #include "parallel/messages.h"
 #include "parallel/tcp_group.h"
+#include "train/parts.h"
 #include "weights/checkpoint.h"
 #include "weights/safetensors_writer.h"
 
@@ -83,7 +84,7 @@ std::vector<std::vector<weights::Slice>> announced(const Ranks& ranks,
 
 // V3's bias of the choice of experts is moved by steps that a half type would swallow.
 std::string stored_dtype(const std::string& name, const std::string& dtype) {
-  return name.ends_with("e_score_correction_bias") ? "F32" : dtype;
+  return is_router_bias(name) ? "F32" : dtype;
 }
 
 mx::Dtype to_mlx(const std::string& dtype) {

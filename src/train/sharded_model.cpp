@@ -36,7 +36,7 @@ void ShardedModel::bind(const Places& places, const std::vector<mx::array>& part
                         parallel::InOrder order) {
   std::vector<mx::array> flat;  // as many rows of each from every rank
   const auto rows_of = [&](const weights::Slice& slice) {
-    return (slice.shape[0] + sharers_.size() - 1) / sharers_.size();
+    return rows_each(slice.shape[0], sharers_.size());
   };
   for (std::size_t i = 0; i < places.size(); ++i) {
     const Parameter& parameter = parameters_[places[i]];

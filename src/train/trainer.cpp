@@ -155,16 +155,6 @@ void Trainer::add_tied(std::vector<mx::array>& gradients) const {
   }
 }
 
-// `loads` stand in the places of their biases' gradients.
-void Trainer::balance_experts(const std::vector<mx::array>& loads) {
-  auto& parameters = trainable_->parameters();
-  for (std::size_t i = 0; i < loads.size(); ++i) {
-    if (!parameters[i].balances) continue;
-    const mx::array under = mx::sign(mx::subtract(mx::mean(loads[i]), loads[i]));
-    parameters[i].value = mx::add(parameters[i].value, mx::multiply(under, mx::array(options_.balance_rate)));
-  }
-}
-
 StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate) {
   StepResult result;
   const float scale = loss_scale_.scale > 0 ? loss_scale_.scale : 1;
@@ -178,16 +168,12 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
   if (result.skipped || result.tokens == 0) return result;
   const double clipped =
       options_.clip > 0 && result.gradient_norm > options_.clip ? options_.clip / result.gradient_norm : 1;
-  auto scaled = gradients;
   auto& parameters = trainable_->parameters();
-  for (std::size_t i = 0; i < scaled.size(); ++i)
-    scaled[i] = parameters[i].balances
-                    ? mx::zeros_like(scaled[i])
-                    : mx::multiply(scaled[i], mx::array(static_cast<float>(mean * clipped)));
-  auto values = optimizer_.step(trainable_->values(), scaled, learning_rate);
-  for (std::size_t i = 0; i < values.size(); ++i)
-    if (!parameters[i].balances) parameters[i].value = std::move(values[i]);
-  balance_experts(gradients);
+  for (std::size_t i = 0; i < gradients.size(); ++i)
+    if (!parameters[i].balances)
+      gradients[i] = mx::multiply(gradients[i], mx::array(static_cast<float>(mean * clipped)));
+  auto values = optimizer_.step(trainable_->values(), gradients, learning_rate);
+  for (std::size_t i = 0; i < values.size(); ++i) parameters[i].value = std::move(values[i]);
   return result;
 }
 

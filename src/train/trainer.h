@@ -31,9 +31,6 @@ struct TrainerOptions {
   // halved by a step whose gradient is not finite, doubled after loss_scale_steps without one (Micikevicius
   // et al. 2018, arXiv:1710.03740). 0: neither.
   float loss_scale = 0;
-  // What a step adds to the bias of an expert that fewer tokens chose than the mean, and takes off the
-  // others' (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
-  float balance_rate = 0;
 };
 
 constexpr int loss_scale_steps = 1000;
@@ -81,7 +78,6 @@ class Trainer {
   std::vector<mlx::core::array> reduced(std::vector<mlx::core::array> gradients) const;
   double norm_of(const std::vector<mlx::core::array>& gradients) const;
   void adapt_loss_scale(bool finite);
-  void balance_experts(const std::vector<mlx::core::array>& loads);
 
   std::unique_ptr<Trainable> trainable_;
   Ranks ranks_;

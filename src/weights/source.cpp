@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <mlx/allocator.h>
+#include <mlx/ops.h>
 
 #include <utility>
 
@@ -13,6 +14,14 @@ mlx::core::Shape Slice::part_shape() const {
   mlx::core::Shape result(shape.begin(), shape.end());
   if (axis >= 0) result[axis] = part.size();
   return result;
+}
+
+mlx::core::array sliced(const mlx::core::array& whole, const Slice& slice, mlx::core::StreamOrDevice s) {
+  if (slice.axis < 0) return whole;
+  mlx::core::Shape begin(whole.ndim(), 0), end = whole.shape();
+  begin[slice.axis] = slice.part.begin;
+  end[slice.axis] = slice.part.end;
+  return mlx::core::slice(whole, begin, end, s);
 }
 
 Pieces pieces_of(const Slice& slice) {

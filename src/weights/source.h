@@ -3,6 +3,7 @@
 #pragma once
 
 #include <mlx/array.h>
+#include <mlx/utils.h>
 
 #include <cstdint>
 #include <functional>
@@ -26,6 +27,9 @@ struct Slice {
 
   mlx::core::Shape part_shape() const;
 };
+
+// The slice's part of the whole tensor, not evaluated.
+mlx::core::array sliced(const mlx::core::array& whole, const Slice& slice, mlx::core::StreamOrDevice s = {});
 
 // A slice as it lies in its row-major tensor: `runs` pieces of `run` elements, `stride` apart, from `first`.
 struct Pieces {
