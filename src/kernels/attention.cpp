@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "kernels/attention_by_mlx.h"
+#include "kernels/attention_gradient.h"
 #include "kernels/attention_task.h"
 #include "kernels/cpu_primitive.h"
 #include "kernels/expanded_attention.h"
+#include "kernels/pointwise.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -98,11 +101,30 @@ std::vector<HeadGroup> group_heads(const AttentionHeads& heads) {
   return groups;
 }
 
+// What an expansion computes, in the absorbed form: packed weights have no gradient by themselves, and multiply
+// from one side alone.
+mx::array absorbed(const mx::array& q, const mx::array& k, AttentionHeads heads,
+                   const std::vector<AttentionRows>& sequences, mx::Stream s) {
+  const HeadExpansion up = *std::exchange(heads.expansion, std::nullopt);
+  const int latent = up.key_up.out(), nope = up.key_up.in(), rope = k.shape(1) - latent;
+  heads.value_dim = latent;
+  const mx::array queries = join_heads(linear_by_head(head_part(q, nope + rope, 0, nope, s), up.key_up, s),
+                                       latent, head_part(q, nope + rope, nope, nope + rope, s), rope, s);
+  return linear_by_head(attention(queries, k, k, heads, sequences, s), up.value_up, s);
+}
+
 class Attention : public ReferencedPrimitive {
  public:
+  // `alone`: the sequences, where none continues another.
   Attention(mx::Stream stream, const AttentionHeads& heads, std::vector<AttendedSequence> sequences,
-            Reference reference)
-      : ReferencedPrimitive(stream, std::move(reference)), heads_(heads), sequences_(std::move(sequences)) {}
+            std::vector<AttentionRows> alone)
+      : ReferencedPrimitive(stream,
+                            [heads, alone, stream](const auto& in) {
+                              return std::vector{absorbed(in[0], in[1], heads, alone, stream)};
+                            }),
+        heads_(heads),
+        sequences_(std::move(sequences)),
+        alone_(std::move(alone)) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     const AttentionInputs in{inputs[0].data<float>(),
@@ -121,9 +143,22 @@ class Attention : public ReferencedPrimitive {
   }
   const char* name() const override { return "TandemAttention"; }
 
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override {
+    if (alone_.empty()) throw std::logic_error("attention: no gradient of a sequence that continues another");
+    if (heads_.expansion) return ReferencedPrimitive::vjp(primals, cotangents, argnums, outputs);
+    const auto all = attention_gradients(primals[0], primals[1], primals[2], outputs[0], cotangents[0], heads_,
+                                         alone_, stream());
+    std::vector<mx::array> wanted;
+    for (const int argnum : argnums) wanted.push_back(all[argnum]);
+    return wanted;
+  }
+
  private:
   AttentionHeads heads_;
   std::vector<AttendedSequence> sequences_;
+  std::vector<AttentionRows> alone_;
 };
 
 void check(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionHeads& heads,
@@ -169,7 +204,7 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
                     const std::vector<AttentionRows>& sequences, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   check(q, k, v, heads, sequences);
-  if (stream.device == mx::Device::gpu) return attention_on_gpu(q, k, v, heads, sequences, stream);
+  if (stream.device == mx::Device::gpu) return attention_by_mlx(q, k, v, heads, sequences, stream);
   if (heads.expansion && (heads.expansion->key_up.packed.empty() || heads.expansion->value_up.packed.empty()))
     throw std::invalid_argument("attention: what expands latents must be packed for a CPU stream");
   const int value_dim = value_dim_of(heads, v);
@@ -190,12 +225,9 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
     }
     rows += sequence.tokens;
   }
-  const auto reference = [heads, sequences, stream, alone](const std::vector<mx::array>& in) {
-    if (!alone) throw std::logic_error("attention: no gradient of a sequence that continues another");
-    return std::vector{attention_by_mlx(in[0], in[1], in[2], heads, sequences, stream)};
-  };
   return mx::array({rows, static_cast<int>(heads.kv_of_query.size()) * value_dim}, mx::float32,
-                   std::make_shared<Attention>(stream, heads, std::move(parts), reference),
+                   std::make_shared<Attention>(stream, heads, std::move(parts),
+                                               alone ? sequences : std::vector<AttentionRows>{}),
                    {as_float_rows(q, stream), as_float_rows(k, stream), as_float_rows(v, stream)});
 }
 

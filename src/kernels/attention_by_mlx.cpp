@@ -84,18 +84,6 @@ HeadRows expand(const mx::array& held, const HeadExpansion& up, mx::Stream s) {
           by_every_head(latents, up.value_up, true, s)};
 }
 
-// What an expansion computes, in the absorbed form: packed weights have no gradient by themselves, and those
-// of a CPU multiply from one side alone.
-mx::array absorbed(const mx::array& q, const mx::array& k, AttentionHeads heads,
-                   const std::vector<AttentionRows>& sequences, mx::Stream s) {
-  const HeadExpansion up = *std::exchange(heads.expansion, std::nullopt);
-  const int latent = up.key_up.out(), nope = up.key_up.in(), rope = k.shape(1) - latent;
-  heads.value_dim = latent;
-  const mx::array queries = join_heads(linear_by_head(head_part(q, nope + rope, 0, nope, s), up.key_up, s),
-                                       latent, head_part(q, nope + rope, nope, nope + rope, s), rope, s);
-  return linear_by_head(attention_by_mlx(queries, k, k, heads, sequences, s), up.value_up, s);
-}
-
 int value_dim_of(const AttentionHeads& heads, const mx::array& v) {
   if (heads.expansion) return heads.expansion->value_up.out();
   return heads.value_dim > 0 ? heads.value_dim : v.shape(1) / heads.kv_heads;
@@ -177,19 +165,6 @@ mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, con
 }  // namespace
 
 mx::array attention_by_mlx(const mx::array& q, const mx::array& k, const mx::array& v,
-                           const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
-                           mx::Stream s) {
-  if (heads.expansion && !heads.expansion->key_up.packed.empty()) return absorbed(q, k, heads, sequences, s);
-  std::vector<mx::array> results;
-  int first = 0;
-  for (const auto& sequence : sequences) {
-    results.push_back(attend(q, k, v, heads, first, sequence, s));
-    first += sequence.tokens;
-  }
-  return results.size() == 1 ? results.front() : mx::concatenate(results, 0, s);
-}
-
-mx::array attention_on_gpu(const mx::array& q, const mx::array& k, const mx::array& v,
                            const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
                            mx::Stream s) {
   const auto alone = [](const AttentionRows& one) { return !one.held; };

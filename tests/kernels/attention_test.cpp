@@ -375,6 +375,55 @@ TEST_F(AttentionTest, GradientsAreThoseOfTheDefinition) {
   expect_gradients(loss, {x.q, x.k, x.v}, 2e-2);
 }
 
+// Of several sequences of odd lengths, past a block of queries and a panel of keys.
+TEST_F(AttentionTest, GradientsAreThoseOfMlx) {
+  const mx::Stream cpu = mx::default_stream(mx::Device::cpu);
+  struct Row {
+    int queries, kv_heads, dim, value_dim, window;
+    bool latent = false;
+  };
+  for (const Row& r : {Row{6, 2, 20, 36, 0}, Row{4, 4, 33, 7, 0}, Row{4, 2, 64, 64, 50}, Row{9, 1, 40, 40, 0},
+                       Row{12, 1, 96, 64, 0, true}}) {
+    const auto heads = r.latent ? latent_heads(r.queries, r.dim, r.value_dim)
+                                : grouped(r.queries, r.kv_heads, r.dim, r.window);
+    for (const std::vector<AttentionRows>& sequences :
+         {std::vector<AttentionRows>{{301}}, {{1}, {37}, {2}, {64}, {131}}}) {
+      int rows = 0;
+      for (const auto& sequence : sequences) rows += sequence.tokens;
+      const Qkv x =
+          r.latent ? random_latent_rows(rows, heads, r.dim) : random_rows(rows, heads, r.dim, r.value_dim);
+      const mx::array c = mx::random::normal({rows, r.queries * r.value_dim});
+      mx::eval(x.q, x.k, x.v, c);
+      const std::vector<mx::array> at = r.latent ? std::vector{x.q, x.k} : std::vector{x.q, x.k, x.v};
+      const auto gradients = [&](auto attend) {
+        const auto loss = [&](const std::vector<mx::array>& in) {
+          return mx::sum(mx::multiply(attend(in[0], in[1], r.latent ? in[1] : in[2]), c));
+        };
+        return mx::value_and_grad(loss, r.latent ? std::vector{0, 1} : std::vector{0, 1, 2})(at).second;
+      };
+      const auto expected = gradients([&](const auto& q, const auto& k, const auto& v) {
+        return attention_by_mlx(q, k, v, heads, sequences, cpu);
+      });
+      std::vector<std::vector<float>> first;
+      for (const int count : {1, 3}) {
+        set_threads(count);
+        const auto found = gradients([&](const auto& q, const auto& k, const auto& v) {
+          return attention(q, k, v, heads, sequences, cpu);
+        });
+        for (std::size_t i = 0; i < found.size(); ++i) {
+          const auto here = floats(found[i]);
+          EXPECT_LT(relative_error(here, floats(expected[i])), 1e-5) << r.queries << " " << r.dim << " " << i;
+          if (count == 1)
+            first.push_back(here);
+          else
+            EXPECT_EQ(here, first[i]);
+        }
+      }
+      set_threads(1);
+    }
+  }
+}
+
 TEST_F(AttentionTest, RefusesRowsThatNoSequenceHas) {
   const auto heads = grouped(2, 1, 8);
   const Qkv x = random_rows(4, heads, 8, 8);
