@@ -101,8 +101,8 @@ std::vector<HeadGroup> group_heads(const AttentionHeads& heads) {
   return groups;
 }
 
-// What an expansion computes, in the absorbed form: packed weights have no gradient by themselves, and multiply
-// from one side alone.
+// What an expansion computes, in the absorbed form: packed weights have no gradient by themselves, and
+// multiply from one side alone.
 mx::array absorbed(const mx::array& q, const mx::array& k, AttentionHeads heads,
                    const std::vector<AttentionRows>& sequences, mx::Stream s) {
   const HeadExpansion up = *std::exchange(heads.expansion, std::nullopt);
@@ -148,8 +148,8 @@ class Attention : public ReferencedPrimitive {
                              const std::vector<mx::array>& outputs) override {
     if (alone_.empty()) throw std::logic_error("attention: no gradient of a sequence that continues another");
     if (heads_.expansion) return ReferencedPrimitive::vjp(primals, cotangents, argnums, outputs);
-    const auto all = attention_gradients(primals[0], primals[1], primals[2], outputs[0], cotangents[0], heads_,
-                                         alone_, stream());
+    const auto all = attention_gradients(primals[0], primals[1], primals[2], outputs[0], cotangents[0],
+                                         heads_, alone_, stream());
     std::vector<mx::array> wanted;
     for (const int argnum : argnums) wanted.push_back(all[argnum]);
     return wanted;

@@ -48,9 +48,10 @@ struct AttentionRows {
 // scores is ever whole. (Of finite values: what is not finite in v may show in other rows of its block.) On a
 // GPU stream: MLX's scaled_dot_product_attention, sequence by sequence, but one kernel for all answers where
 // there is one (cuda_attention.h). Gradients by q, k and v of sequences
-// that stand alone (attention_gradient.h); of an expansion by the absorbed form, which computes the same. std::invalid_argument where the shapes do not fit together. `held` counts the rows
-// of a call from the call on: drop it when a call is never evaluated. What a call appends is there for the
-// next one once its result is evaluated: evaluate before the next call on the same `held`.
+// that stand alone (attention_gradient.h); of an expansion by the absorbed form, which computes the same.
+// std::invalid_argument where the shapes do not fit together. `held` counts the rows of a call from the call
+// on: drop it when a call is never evaluated. What a call appends is there for the next one once its result
+// is evaluated: evaluate before the next call on the same `held`.
 mlx::core::array attention(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
                            const AttentionHeads& heads, const std::vector<AttentionRows>& sequences,
                            mlx::core::StreamOrDevice s = {});

@@ -37,16 +37,12 @@ struct Task {
   std::size_t sums;  // where its part of the keys' gradient starts, then that of the values'
 };
 
-// [rows][width] as it lies, in panels of 32 columns: [even(rows)][32] each.
+// [rows][width] in panels of 32 columns: [even(rows)][32] each.
 void column_panels(const float* x, int rows, int width, std::vector<float>& to) {
   const auto height = static_cast<std::size_t>(even(rows));
-  to.assign(height * static_cast<std::size_t>(whole_panels(width)), 0);
-  for (int first = 0; first < width; first += panel_outputs) {
-    float* panel = to.data() + height * static_cast<std::size_t>(first);
-    for (int r = 0; r < rows; ++r)
-      std::copy_n(x + static_cast<std::ptrdiff_t>(r) * width + first, std::min(panel_outputs, width - first),
-                  panel + static_cast<std::ptrdiff_t>(r) * panel_outputs);
-  }
+  to.resize(height * static_cast<std::size_t>(whole_panels(width)));
+  for (int first = 0; first < width; first += panel_outputs)
+    pack_columns(x, Format::f32, rows, width, first / panel_outputs, to.data() + height * first);
 }
 
 // y = a product of prepared rows with panels, `apart` floats from each other, or is added to y.
@@ -62,10 +58,10 @@ struct Product {
 };
 void multiply(const Product& p) {
   const PanelShape shape{p.out, p.in, Format::f32, ScaleType::f32, 0};
-  current_loops().multiply({shape, reinterpret_cast<const std::byte*>(p.panels),
-                            static_cast<std::int64_t>(p.apart * sizeof(float)), p.rows.data(), p.y, p.stride,
-                            p.count, p.adds},
-                           0, panels_of(shape));
+  current_loops().multiply(
+      {shape, reinterpret_cast<const std::byte*>(p.panels),
+       static_cast<std::int64_t>(p.apart * sizeof(float)), p.rows.data(), p.y, p.stride, p.count, p.adds},
+      0, panels_of(shape));
 }
 
 // Kept by a thread from task to task.
@@ -125,19 +121,6 @@ class HeadGradient {
                   (rows + loops.dense_rows - 1) / loops.dense_rows);
   }
 
-  // The first `columns` columns of x [rows][stride] as rows.
-  void prepare_columns(const float* x, int rows, int columns, int stride) {
-    const int height = current_loops().dense_rows;
-    s_.prepared.resize(static_cast<std::size_t>(columns * prepared_bytes(Activation::f32, rows, 0)));
-    auto* to = reinterpret_cast<float*>(s_.prepared.data());
-    for (int first = 0; first < columns; first += height) {
-      const int count = std::min(height, columns - first);
-      for (int r = 0; r < rows; ++r)
-        to = std::copy_n(x + static_cast<std::ptrdiff_t>(r) * stride + first, count, to);
-      if (rows % 2 != 0) to = std::fill_n(to, count, 0.0F);
-    }
-  }
-
   // Where in q and dy a row's head starts, in heads.
   std::ptrdiff_t head_index(int first, int row) const {
     const int group = static_cast<int>(task_.queries.size());
@@ -185,7 +168,8 @@ class HeadGradient {
   void add_by_keys(const std::vector<float>& factors, const std::vector<float>& x, int width, int rows,
                    int keys, int padded, float* sums, int stride) {
     column_panels(x.data(), rows, width, s_.columns);
-    prepare_columns(factors.data(), rows, keys, padded);
+    s_.prepared.resize(static_cast<std::size_t>(keys * prepared_bytes(Activation::f32, rows, 0)));
+    prepare_columns(factors.data(), rows, keys, padded, reinterpret_cast<float*>(s_.prepared.data()));
     multiply({width, rows, s_.columns.data(), static_cast<std::size_t>(even(rows)) * panel_outputs,
               s_.prepared, keys, sums, stride, /*adds=*/true});
   }
@@ -260,11 +244,13 @@ void collect(const Inputs& in, const std::vector<Task>& tasks, const std::vector
   };
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     const Task& task = tasks[i];
-    const bool starts = i == 0 || tasks[i - 1].first_row != task.first_row || tasks[i - 1].kv_head != task.kv_head;
+    const bool starts =
+        i == 0 || tasks[i - 1].first_row != task.first_row || tasks[i - 1].kv_head != task.kv_head;
     const float* from = sums.data() + task.sums;
     to_rows(task, from, in.dk, in.key_dim, starts);
     if (!in.values_in_keys)
-      to_rows(task, from + static_cast<std::ptrdiff_t>(task.tokens) * in.key_dim, in.dv, in.value_dim, starts);
+      to_rows(task, from + static_cast<std::ptrdiff_t>(task.tokens) * in.key_dim, in.dv, in.value_dim,
+              starts);
   }
 }
 
@@ -276,11 +262,21 @@ class AttentionGradient : public CpuPrimitive {
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     const bool in_keys = heads_.value_dim > 0;
     const int query_heads = static_cast<int>(heads_.kv_of_query.size());
-    const Inputs in{inputs[0].data<float>(), inputs[1].data<float>(), inputs[2].data<float>(),
-                    inputs[3].data<float>(), inputs[4].data<float>(), result_of(outputs[0]),
-                    result_of(outputs[1]), in_keys ? nullptr : result_of(outputs[2]), query_heads,
-                    heads_.kv_heads, inputs[1].shape(1) / heads_.kv_heads, inputs[4].shape(1) / query_heads,
-                    heads_.scale, heads_.window, in_keys};
+    const Inputs in{inputs[0].data<float>(),
+                    inputs[1].data<float>(),
+                    inputs[2].data<float>(),
+                    inputs[3].data<float>(),
+                    inputs[4].data<float>(),
+                    result_of(outputs[0]),
+                    result_of(outputs[1]),
+                    in_keys ? nullptr : result_of(outputs[2]),
+                    query_heads,
+                    heads_.kv_heads,
+                    inputs[1].shape(1) / heads_.kv_heads,
+                    inputs[4].shape(1) / query_heads,
+                    heads_.scale,
+                    heads_.window,
+                    in_keys};
     const std::size_t numbers = in.key_dim + (in_keys ? 0 : in.value_dim);
     return [in, tasks = tasks_of(heads_, sequences_, numbers), numbers] {
       thread_local std::vector<float> sums;  // fresh memory would be paged in anew

@@ -121,7 +121,21 @@ void multiply_experts(const Call& call, const std::vector<Operand>& experts) {
 
 using Packed = std::vector<std::shared_ptr<const PackedMatrix>>;
 
-// Inputs: y's gradient [T, k, out], ids.
+// Of packed experts, or the parts of `weight` [E, out, in].
+std::vector<Operand> operands_of(const Packed& packed, const mx::array* weight) {
+  std::vector<Operand> operands;
+  for (const auto& matrix : packed) operands.push_back(packed_operand(*matrix));
+  if (!packed.empty()) return operands;
+  const auto format = dense_format(weight->dtype());
+  const std::int64_t bytes = static_cast<std::int64_t>(weight->nbytes()) / weight->shape(0);
+  for (int e = 0; e < weight->shape(0); ++e) {
+    operands.push_back(
+        dense_operand(format, weight->shape(1), weight->shape(2), weight->data<char>() + e * bytes));
+  }
+  return operands;
+}
+
+// Inputs: y's gradient [T, k, out], ids, and the weight where the experts are not packed.
 class GatherTransposed : public CpuPrimitive {
  public:
   GatherTransposed(mx::Stream stream, Packed packed) : CpuPrimitive(stream), packed_(std::move(packed)) {}
@@ -131,11 +145,11 @@ class GatherTransposed : public CpuPrimitive {
                     result_of(outputs[0]),   static_cast<std::int64_t>(inputs[1].size()),
                     inputs[1].shape(1),      false,
                     inputs[0].shape(2),      outputs[0].shape(2)};
-    return [call, packed = packed_] {
-      by_expert(call, static_cast<int>(packed.size()), [&](const Sorted& sorted, const float* x, float* y) {
+    return [call, operands = operands_of(packed_, packed_.empty() ? &inputs[2] : nullptr), packed = packed_] {
+      by_expert(call, static_cast<int>(operands.size()), [&](const Sorted& sorted, const float* x, float* y) {
         for (const Share& share : sorted.shares) {
-          multiply_transposed(*packed[share.expert], x + share.first * call.in, share.count,
-                              y + share.first * call.out);
+          PreparedRows prepared(x + share.first * call.in, share.count);
+          multiply(turned(operands[share.expert]), prepared, y + share.first * call.out);
         }
       });
     };
@@ -161,19 +175,17 @@ class GatherOuter : public CpuPrimitive {
     return [call, dy = dy.data<float>(), to = result_of(outputs[0]), experts = outputs[0].shape(0)] {
       std::fill_n(to, experts * call.out * call.in, 0.0F);
       const Sorted sorted = sort_by_expert(call.ids, call.pairs, experts);
-      std::vector<float> left, right;  // [out, rows] and [in, rows] of an expert
+      std::vector<float> left, right;  // of an expert's rows
       for (const Share& share : sorted.shares) {
         left.resize(call.out * share.count);
         right.resize(call.in * share.count);
-        parallel(share.count, [&](std::int64_t i) {
+        for (std::int64_t i = 0; i < share.count; ++i) {
           const std::int64_t pair = sorted.pairs[share.first + i];
-          const float *d = dy + pair * call.out, *row = call.row_of(pair);
-          for (std::int64_t j = 0; j < call.out; ++j) left[j * share.count + i] = d[j];
-          for (std::int64_t j = 0; j < call.in; ++j) right[j * share.count + i] = row[j];
-        });
-        PreparedRows prepared(left.data(), call.out);
-        multiply(dense_operand(dense_format(mx::float32), call.in, share.count, right.data()), prepared,
-                 to + share.expert * call.out * call.in);
+          std::copy_n(dy + pair * call.out, call.out, &left[i * call.out]);
+          std::copy_n(call.row_of(pair), call.in, &right[i * call.in]);
+        }
+        multiply_outer(left.data(), call.out, right.data(), call.in, share.count,
+                       to + share.expert * call.out * call.in);
       }
     };
   }
@@ -272,9 +284,7 @@ class GatherLinear : public CpuPrimitive {
       : CpuPrimitive(stream), packed_(std::move(packed)), shares_rows_(shares_rows) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
-    std::vector<Operand> operands;
-    for (const auto& matrix : packed_) operands.push_back(packed_operand(*matrix));
-    if (packed_.empty()) operands = dense_operands(inputs[2]);
+    std::vector<Operand> operands = operands_of(packed_, packed_.empty() ? &inputs[2] : nullptr);
     const PanelShape& shape = operands.front().shape;
     const Call call{inputs[0].data<float>(),
                     inputs[1].data<std::int32_t>(),
@@ -294,11 +304,11 @@ class GatherLinear : public CpuPrimitive {
     const int rows = ids.shape(0), choices = ids.shape(1);
     const mx::array dy = mx::reshape(as_float_rows(cotangents[0], s), {rows, choices, -1}, s);
     const auto by_x = [&] {
-      const mx::array by_pair =
-          packed_.empty()
-              ? gather_linear(dy, {mx::swapaxes(primals[2], 1, 2, s), std::nullopt, {}}, ids, s)
-              : mx::array({rows, choices, static_cast<int>(packed_.front()->shape().in)}, mx::float32,
-                          std::make_shared<GatherTransposed>(s, packed_), {row_major(dy, s), ids});
+      std::vector<mx::array> inputs{row_major(dy, s), ids};
+      if (packed_.empty()) inputs.push_back(primals[2]);
+      const int in = packed_.empty() ? primals[2].shape(2) : static_cast<int>(packed_.front()->shape().in);
+      const mx::array by_pair({rows, choices, in}, mx::float32,
+                              std::make_shared<GatherTransposed>(s, packed_), inputs);
       return shares_rows_ ? mx::sum(by_pair, 1, false, s) : mx::reshape(by_pair, primals[0].shape(), s);
     };
     const auto by_weight = [&] {
@@ -315,17 +325,6 @@ class GatherLinear : public CpuPrimitive {
   const char* name() const override { return "TandemGatherLinear"; }
 
  private:
-  static std::vector<Operand> dense_operands(const mx::array& weight) {
-    const auto format = dense_format(weight.dtype());
-    const std::int64_t bytes = static_cast<std::int64_t>(weight.nbytes()) / weight.shape(0);
-    std::vector<Operand> operands;
-    for (int e = 0; e < weight.shape(0); ++e) {
-      operands.push_back(
-          dense_operand(format, weight.shape(1), weight.shape(2), weight.data<char>() + e * bytes));
-    }
-    return operands;
-  }
-
   Packed packed_;
   bool shares_rows_;  // one row of x for all choices of a token
 };

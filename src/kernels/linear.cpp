@@ -18,48 +18,73 @@ namespace {
 
 namespace mx = mlx::core;
 
-// y = x · W, the other way through a packed matrix.
-class LinearTransposed : public CpuPrimitive {
+using Packed = std::vector<std::shared_ptr<const PackedMatrix>>;
+
+// Of packed matrices and, in the places of those that are none, of dense ones.
+std::vector<Operand> operands_of(const Packed& packed, std::vector<mx::array>::const_iterator dense) {
+  std::vector<Operand> operands;
+  for (const auto& matrix : packed) {
+    if (matrix) {
+      operands.push_back(packed_operand(*matrix));
+    } else {
+      operands.push_back(
+          dense_operand(dense_format(dense->dtype()), dense->shape(0), dense->shape(1), dense->data<void>()));
+      ++dense;
+    }
+  }
+  return operands;
+}
+
+// The gradient by x: the sum over the matrices of dy · W. Inputs: a dy [..., out] of each, then those
+// matrices that are dense.
+class LinearByX : public CpuPrimitive {
  public:
-  LinearTransposed(mx::Stream stream, std::shared_ptr<const PackedMatrix> matrix)
-      : CpuPrimitive(stream), matrix_(std::move(matrix)) {}
+  LinearByX(mx::Stream stream, Packed packed) : CpuPrimitive(stream), packed_(std::move(packed)) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
-    return [matrix = matrix_, x = inputs[0].data<float>(), to = result_of(outputs[0]),
-            rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
-      multiply_transposed(*matrix, x, rows, to);
+    const auto count = static_cast<std::ptrdiff_t>(packed_.size());
+    std::vector<const float*> given;
+    for (std::ptrdiff_t i = 0; i < count; ++i) given.push_back(inputs[i].data<float>());
+    return [operands = operands_of(packed_, inputs.begin() + count), packed = packed_,
+            given = std::move(given), to = result_of(outputs[0]),
+            rows = static_cast<std::int64_t>(outputs[0].size() / outputs[0].shape(-1))] {
+      for (std::size_t i = 0; i < operands.size(); ++i) {
+        PreparedRows prepared(given[i], rows);
+        multiply(turned(operands[i]), prepared, to, /*adds=*/i > 0);
+      }
     };
   }
-  const char* name() const override { return "TandemLinearTransposed"; }
+  const char* name() const override { return "TandemLinearByX"; }
 
  private:
-  std::shared_ptr<const PackedMatrix> matrix_;
+  Packed packed_;
 };
 
-mx::array as_rows(const mx::array& x, mx::Stream stream) { return mx::reshape(x, {-1, x.shape(-1)}, stream); }
+// The gradient by the weight, dyᵀ · x, of dy [..., out] and x [..., in].
+class LinearByWeight : public CpuPrimitive {
+ public:
+  using CpuPrimitive::CpuPrimitive;
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    return [dy = inputs[0].data<float>(), x = inputs[1].data<float>(), out = outputs[0].shape(0),
+            in = outputs[0].shape(1), to = result_of(outputs[0]),
+            rows = static_cast<std::int64_t>(inputs[1].size() / inputs[1].shape(-1))] {
+      multiply_outer(dy, out, x, in, rows, to);
+    };
+  }
+  const char* name() const override { return "TandemLinearByWeight"; }
+};
 
 class Linear : public CpuPrimitive {
  public:
   // Where packed[i] is none, the matrix is an input.
-  Linear(mx::Stream stream, std::vector<std::shared_ptr<const PackedMatrix>> packed)
-      : CpuPrimitive(stream), packed_(std::move(packed)) {}
+  Linear(mx::Stream stream, Packed packed) : CpuPrimitive(stream), packed_(std::move(packed)) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
-    std::vector<Operand> operands;
     std::vector<float*> results;
-    auto dense = inputs.begin() + 1;
-    for (std::size_t i = 0; i < outputs.size(); ++i) {
-      results.push_back(result_of(outputs[i]));
-      if (packed_[i]) {
-        operands.push_back(packed_operand(*packed_[i]));
-      } else {
-        operands.push_back(dense_operand(dense_format(dense->dtype()), dense->shape(0), dense->shape(1),
-                                         dense->data<void>()));
-        ++dense;
-      }
-    }
-    return [operands = std::move(operands), results = std::move(results), packed = packed_,
-            x = inputs[0].data<float>(),
+    for (const auto& output : outputs) results.push_back(result_of(output));
+    return [operands = operands_of(packed_, inputs.begin() + 1), results = std::move(results),
+            packed = packed_, x = inputs[0].data<float>(),
             rows = static_cast<std::int64_t>(inputs[0].size() / inputs[0].shape(-1))] {
       PreparedRows prepared(x, rows);
       for (std::size_t i = 0; i < operands.size(); ++i) multiply(operands[i], prepared, results[i]);
@@ -82,17 +107,10 @@ class Linear : public CpuPrimitive {
  private:
   mx::array by_x(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
                  mx::Stream s) const {
-    std::optional<mx::array> sum;
-    int dense = 1;
-    for (std::size_t i = 0; i < packed_.size(); ++i) {
-      const mx::array dy = mx::contiguous(cotangents[i], false, s);
-      const mx::array part =
-          packed_[i] ? mx::array(primals[0].shape(), mx::float32,
-                                 std::make_shared<LinearTransposed>(s, packed_[i]), {dy})
-                     : linear(dy, Matrix{mx::transpose(primals[dense++], s), std::nullopt, nullptr}, s);
-      sum = sum ? mx::add(*sum, part, s) : part;
-    }
-    return *sum;
+    std::vector<mx::array> inputs;
+    for (const auto& dy : cotangents) inputs.push_back(as_float_rows(dy, s));
+    inputs.insert(inputs.end(), primals.begin() + 1, primals.end());
+    return mx::array(primals[0].shape(), mx::float32, std::make_shared<LinearByX>(s, packed_), inputs);
   }
 
   mx::array by_weight(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
@@ -100,14 +118,14 @@ class Linear : public CpuPrimitive {
     int dense = 0;
     for (std::size_t i = 0; i < packed_.size(); ++i) {
       if (packed_[i] || ++dense != argnum) continue;
-      const mx::array dy = mx::transpose(as_rows(cotangents[i], s), s);  // [out, rows]
-      const mx::array x = mx::transpose(as_rows(primals[0], s), s);      // [in, rows]
-      return mx::astype(linear(dy, Matrix{x, std::nullopt, nullptr}, s), primals[argnum].dtype(), s);
+      const mx::array gradient(primals[argnum].shape(), mx::float32, std::make_shared<LinearByWeight>(s),
+                               {as_float_rows(cotangents[i], s), as_float_rows(primals[0], s)});
+      return mx::astype(gradient, primals[argnum].dtype(), s);
     }
     throw std::logic_error("TandemLinear: no such input");
   }
 
-  std::vector<std::shared_ptr<const PackedMatrix>> packed_;
+  Packed packed_;
 };
 
 mx::array linear_by_mlx(const mx::array& x, const Matrix& m, mx::Stream s) {
@@ -153,7 +171,7 @@ std::vector<mx::array> linear(const mx::array& x, const std::vector<Matrix>& mat
   if (stream.device == mx::Device::gpu && are_joined(matrices)) return linear_of_joined(x, matrices, stream);
   std::vector<mx::array> inputs, results;
   std::vector<mx::Shape> shapes;
-  std::vector<std::shared_ptr<const PackedMatrix>> packed;
+  Packed packed;
   for (const auto& matrix : matrices) {
     if (stream.device == mx::Device::gpu) {
       results.push_back(linear_by_mlx(x, matrix, stream));
@@ -162,7 +180,7 @@ std::vector<mx::array> linear(const mx::array& x, const std::vector<Matrix>& mat
     if (matrix.affine)
       throw std::invalid_argument("linear: a quantised matrix must be packed for a CPU stream");
     if (inputs.empty()) inputs.push_back(as_float_rows(x, stream));
-    if (!matrix.packed) inputs.push_back(mx::contiguous(*matrix.weight, false, stream));
+    if (!matrix.packed) inputs.push_back(row_major(*matrix.weight, stream));
     packed.push_back(matrix.packed);
     mx::Shape shape = x.shape();
     shape.back() = matrix.out();

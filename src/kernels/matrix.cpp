@@ -5,11 +5,13 @@
 #include <mlx/transforms.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <stdexcept>
 
 #include "kernels/cpu_primitive.h"
+#include "kernels/products.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -40,6 +42,17 @@ void pack_dense(const Element* weight, const PanelShape& shape, std::int64_t ind
       const bool here = row < shape.out && k < shape.in;
       panel[dense_index(shape.format, k, o)] = here ? weight[row * shape.in + k] : Element{0};
     }
+  }
+}
+
+// A whole panel of 32 rows.
+void pack_turned(const float* rows, std::int64_t in, float* panel) {
+  const std::int64_t whole = in / panel_outputs * panel_outputs;
+  for (std::int64_t k = 0; k < whole; k += panel_outputs)
+    current_loops().vectors.turn(rows + k, in, panel_outputs, panel + k * panel_outputs, panel_outputs);
+  for (std::int64_t k = whole; k < in + in % 2; ++k) {
+    for (std::int64_t o = 0; o < panel_outputs; ++o)
+      panel[k * panel_outputs + o] = k < in ? rows[o * in + k] : 0.0F;
   }
 }
 
@@ -173,7 +186,10 @@ std::size_t Matrix::bytes() const {
 }
 
 void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index, std::byte* panel) {
-  if (shape.format == Format::f32) {
+  if (shape.format == Format::f32 && (index + 1) * panel_outputs <= shape.out) {
+    pack_turned(static_cast<const float*>(weight) + index * panel_outputs * shape.in, shape.in,
+                reinterpret_cast<float*>(panel));
+  } else if (shape.format == Format::f32) {
     pack_dense(static_cast<const float*>(weight), shape, index, reinterpret_cast<float*>(panel));
   } else {
     pack_dense(static_cast<const std::uint16_t*>(weight), shape, index,
@@ -290,20 +306,39 @@ mx::array row_squares(const Matrix& matrix) {
 }
 
 void unpack_panel(const PackedMatrix& matrix, std::int64_t index, float* to) {
-  const PanelShape& shape = matrix.shape();
-  for (std::int64_t o = 0; o < panel_outputs; ++o) {
-    const std::int64_t output = index * panel_outputs + o;
-    if (output < shape.out) unpack_row(matrix, output, 0, shape.in, to + o, panel_outputs);
-  }
+  current_loops().unpack(matrix.shape(), matrix.panel(index), 0, matrix.shape().in, to);
 }
 
 void unpack_columns(const PackedMatrix& matrix, std::int64_t first_in, std::int64_t count, float* to) {
   const PanelShape& shape = matrix.shape();
+  const PanelLoops& loops = current_loops();
   const std::int64_t here = std::min(count, shape.in - first_in);
-  for (std::int64_t o = 0; o < shape.out; ++o) {
-    unpack_row(matrix, o, first_in, here, to + o * count);
-    for (std::int64_t i = here; i < count; ++i) to[o * count + i] = 0;
+  float columns[panel_outputs * panel_outputs], rows[panel_outputs * panel_outputs];
+  for (std::int64_t p = 0; p < panels_of(shape); ++p) {
+    const std::int64_t outputs = std::min<std::int64_t>(panel_outputs, shape.out - p * panel_outputs);
+    loops.unpack(shape, matrix.panel(p), first_in, here, columns);
+    std::fill(columns + here * panel_outputs, columns + count * panel_outputs, 0.0F);
+    float* target = to + p * panel_outputs * count;
+    loops.vectors.turn(columns, panel_outputs, count, outputs == panel_outputs ? target : rows, count);
+    if (outputs < panel_outputs) std::copy_n(rows, outputs * count, target);
   }
+}
+
+void pack_columns(const void* weight, Format format, std::int64_t rows, std::int64_t width,
+                  std::int64_t index, float* panel) {
+  const std::int64_t first = index * panel_outputs;
+  const std::int64_t count = std::min<std::int64_t>(panel_outputs, width - first);
+  for (std::int64_t r = 0; r < rows; ++r, panel += panel_outputs) {
+    const std::int64_t at = r * width + first;
+    if (format == Format::f32) {
+      std::copy_n(static_cast<const float*>(weight) + at, count, panel);
+    } else {
+      for (std::int64_t i = 0; i < count; ++i)
+        panel[i] = element(static_cast<const std::byte*>(weight), at + i, dense_type(format));
+    }
+    std::fill(panel + count, panel + panel_outputs, 0.0F);
+  }
+  if (rows % 2 != 0) std::fill_n(panel, panel_outputs, 0.0F);
 }
 
 }  // namespace tandem::kernels

@@ -70,14 +70,19 @@ void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index,
 // stream in the dtype of weight or scales. Every id must be in [0, out): they are not checked.
 mlx::core::array rows(const Matrix& matrix, const mlx::core::array& ids, mlx::core::StreamOrDevice s = {});
 
+// Of row-major [rows, width] memory of a dense `format` the columns from 32 * index on, as a panel of
+// Format::f32: what multiplies from the other side.
+void pack_columns(const void* weight, Format format, std::int64_t rows, std::int64_t width,
+                  std::int64_t index, float* panel);
+
 // The sum of the squares of each row, quantised ones as the numbers they stand for: [out] float32, evaluated.
 mlx::core::array row_squares(const Matrix& matrix);
 
 // One panel as a panel of Format::f32, [in][32 outputs].
 void unpack_panel(const PackedMatrix& matrix, std::int64_t index, float* to);
 
-// Inputs [first_in, first_in + count) of the outputs [0, out) of a packed matrix, as floats [out, count]; a
-// missing input is 0.
+// Inputs [first_in, first_in + count) of the outputs [0, out) of a packed matrix, at most 32 of them, as
+// floats [out, count]; a missing input is 0.
 void unpack_columns(const PackedMatrix& matrix, std::int64_t first_in, std::int64_t count, float* to);
 
 }  // namespace tandem::kernels

@@ -391,10 +391,71 @@ void multiply(const Multiply& args, std::int64_t first_panel, std::int64_t end_p
   }
 }
 
+// 32 scales or biases as floats.
+template <class Isa>
+void widen(const std::byte* from, ScaleType type, float* to) {
+  for (int o = 0; o < panel_outputs; o += Isa::lanes) {
+    const auto* halves = reinterpret_cast<const std::uint16_t*>(from) + o;
+    Isa::store(to + o, type == ScaleType::f32   ? Isa::load(reinterpret_cast<const float*>(from) + o)
+                       : type == ScaleType::f16 ? Isa::load_f16(halves)
+                                                : Isa::load_bf16(halves));
+  }
+}
+
+template <class Isa, Format F>
+void unpack_dense(const std::byte* panel, std::int64_t first, std::int64_t count, float* to) {
+  constexpr int bytes = 2 * (F == Format::f32 ? 4 : 2) * panel_outputs;
+  constexpr int vectors = panel_outputs / Isa::lanes;
+  for (std::int64_t k = first; k < first + count; ++k, to += panel_outputs) {
+    typename Isa::Float w[vectors];
+    load_weights<Isa, F, vectors>(panel + k / 2 * bytes, static_cast<int>(k % 2), 0, w);
+    for (int v = 0; v < vectors; ++v) Isa::store(to + v * Isa::lanes, w[v]);
+  }
+}
+
+template <class Isa>
+void unpack_codes(const PanelShape& shape, const std::byte* panel, std::int64_t first, std::int64_t count,
+                  float* to) {
+  float scales[panel_outputs], biases[panel_outputs];
+  const bool wide = shape.format == Format::q8;
+  const std::int64_t bytes = panel_outputs * scale_bytes(shape.scale);
+  for (std::int64_t k = first; k < first + count; ++k, to += panel_outputs) {
+    const std::byte* unit = panel + k / shape.group * unit_bytes(shape);
+    const std::int64_t in_group = k % shape.group;
+    if (k == first || in_group == 0) {
+      widen<Isa>(unit, shape.scale, scales);
+      widen<Isa>(unit + bytes, shape.scale, biases);
+    }
+    std::uint32_t words[panel_outputs];
+    __builtin_memcpy(words, unit + 2 * bytes + in_group / (wide ? 4 : 8) * panel_outputs * 4, sizeof words);
+    const auto shift = static_cast<std::uint32_t>(in_group % 4 * 8 + (wide ? 0 : in_group / 4 % 2 * 4));
+    const std::uint32_t mask = wide ? 255 : 15;
+    for (int o = 0; o < panel_outputs; ++o)
+      to[o] = __builtin_fmaf(static_cast<float>(static_cast<std::int32_t>(words[o] >> shift & mask)),
+                             scales[o], biases[o]);
+  }
+}
+
+template <class Isa>
+void unpack(const PanelShape& shape, const std::byte* panel, std::int64_t first, std::int64_t count,
+            float* to) {
+  switch (shape.format) {
+    case Format::f32:
+      return unpack_dense<Isa, Format::f32>(panel, first, count, to);
+    case Format::f16:
+      return unpack_dense<Isa, Format::f16>(panel, first, count, to);
+    case Format::bf16:
+      return unpack_dense<Isa, Format::bf16>(panel, first, count, to);
+    case Format::q8:
+    case Format::q4:
+      return unpack_codes<Isa>(shape, panel, first, count, to);
+  }
+}
+
 template <class Isa>
 constexpr PanelLoops panel_loops(const char* name) {
   return {name,         Isa::bf16_pairs, Isa::dense_rows, Isa::integer_rows,
-          prepare<Isa>, multiply<Isa>,   vector_loops};
+          prepare<Isa>, multiply<Isa>,   unpack<Isa>,     vector_loops};
 }
 
 }  // namespace

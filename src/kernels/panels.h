@@ -126,6 +126,9 @@ struct VectorLoops {
   // [rows][32] int8 codes times scales in bfloat16: one a row, or one a column.
   void (*unpack_rows)(const std::int8_t* codes, const std::uint16_t* scales, int rows, float* y);
   void (*unpack_columns)(const std::int8_t* codes, const std::uint16_t* scales, int rows, float* y);
+  // from [rows][from_stride], of which 32 columns become rows of y [32][y_stride].
+  void (*turn)(const float* from, std::int64_t from_stride, std::int64_t rows, float* y,
+               std::int64_t y_stride);
 };
 
 // One instruction set's loops.
@@ -136,6 +139,9 @@ struct PanelLoops {
   int integer_rows;  // rows of a tile of int8
   void (*prepare)(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile);
   void (*multiply)(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel);
+  // What a panel's inputs [first, first + count) stand for: [count][32 outputs].
+  void (*unpack)(const PanelShape& shape, const std::byte* panel, std::int64_t first, std::int64_t count,
+                 float* to);
   VectorLoops vectors;
 };
 

@@ -33,6 +33,25 @@ std::byte* scratch_of(Activation activation, std::size_t bytes) {
   return memory.data();
 }
 
+// A panel that is not as the operand has it, in the thread's memory.
+const std::byte* made_panel(const Operand& operand, std::int64_t index) {
+  thread_local std::vector<std::byte> made;
+  const PanelShape& shape = operand.shape;
+  made.resize(static_cast<std::size_t>(panel_bytes(shape)));
+  auto* to = reinterpret_cast<float*>(made.data());
+  if (operand.turned && operand.packed) {
+    unpack_columns(*operand.packed, index * panel_outputs, panel_outputs, to);
+    if (shape.in % 2 != 0) std::fill_n(to + shape.in * panel_outputs, panel_outputs, 0.0F);
+  } else if (operand.turned) {
+    pack_columns(operand.dense, operand.stored, shape.in, shape.out, index, to);
+  } else if (operand.unpacks) {
+    unpack_panel(*operand.packed, index, to);
+  } else {
+    pack_panel(operand.dense, shape, index, made.data());
+  }
+  return made.data();
+}
+
 }  // namespace
 
 void use_activations(Activations activations) { float32_rows() = activations == Activations::float32; }
@@ -58,6 +77,31 @@ Operand dense_operand(Format format, std::int64_t out, std::int64_t in, const vo
   return {{out, in, format, ScaleType::f32, 0}, nullptr, rows};
 }
 
+Operand turned(const Operand& operand) {
+  const PanelShape& shape = operand.shape;
+  return {{shape.in, shape.out, Format::f32, ScaleType::f32, 0},
+          operand.packed,
+          operand.dense,
+          false,
+          true,
+          shape.format};
+}
+
+void prepare_columns(const float* x, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+                     float* prepared) {
+  const std::int64_t height = current_loops().dense_rows, tiles = (columns + height - 1) / height;
+  constexpr std::int64_t tiles_at_once = 4;
+  parallel((tiles + tiles_at_once - 1) / tiles_at_once, [&](std::int64_t part) {
+    const std::int64_t end = std::min(columns, (part + 1) * tiles_at_once * height);
+    for (std::int64_t first = part * tiles_at_once * height; first < end; first += height) {
+      const std::int64_t count = std::min(height, columns - first);
+      float* to = prepared + first * even(rows);
+      for (std::int64_t r = 0; r < rows; ++r) to = std::copy_n(x + r * stride + first, count, to);
+      if (rows % 2 != 0) std::fill_n(to, count, 0.0F);
+    }
+  });
+}
+
 const std::byte* PreparedRows::as(const PanelShape& shape) {
   const PanelLoops& loops = current_loops();
   const Activation activation = activation_of(shape.format, loops);
@@ -69,74 +113,60 @@ const std::byte* PreparedRows::as(const PanelShape& shape) {
   std::erase_if(kinds_, [&](const Kind& kind) { return kind.activation == activation; });
   std::byte* bytes =
       scratch_of(activation, static_cast<std::size_t>(rows_ * prepared_bytes(activation, shape.in, group)));
+  kinds_.push_back({activation, group, bytes});
+  if (turned_) {
+    prepare_columns(x_, shape.in, rows_, rows_, reinterpret_cast<float*>(bytes));
+    return bytes;
+  }
   const Prepare args{x_, shape.in, rows_, shape.in, activation, group, bytes};
   const std::int64_t height = tile_rows(activation, loops), tiles = (rows_ + height - 1) / height;
   constexpr std::int64_t tiles_at_once = 4;
   parallel((tiles + tiles_at_once - 1) / tiles_at_once, [&](std::int64_t part) {
     loops.prepare(args, part * tiles_at_once, std::min(tiles, (part + 1) * tiles_at_once));
   });
-  kinds_.push_back({activation, group, bytes});
   return bytes;
 }
 
 void multiply_panels(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
-                     std::int64_t first, std::int64_t end) {
+                     std::int64_t first, std::int64_t end, bool adds) {
   const PanelLoops& loops = current_loops();
   const PanelShape& shape = operand.shape;
-  if (operand.packed) {
+  if (operand.packed && !operand.turned) {
     bytes_read().fetch_add((end - first) * panel_bytes(operand.packed->shape()), std::memory_order_relaxed);
   }
-  if (operand.packed && !operand.unpacks) {
-    loops.multiply({shape, operand.packed->panel(0), panel_bytes(shape), prepared, y, shape.out, rows}, first,
-                   end);
+  if (operand.packed && !operand.unpacks && !operand.turned) {
+    loops.multiply({shape, operand.packed->panel(0), panel_bytes(shape), prepared, y, shape.out, rows, adds},
+                   first, end);
     return;
   }
   for (std::int64_t p = first; p < end; ++p)
-    multiply_panel(operand, prepared, rows, y + p * panel_outputs, shape.out, p);
+    multiply_panel(operand, prepared, rows, y + p * panel_outputs, shape.out, p, adds);
 }
 
 void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
-                    std::int64_t stride, std::int64_t index) {
-  std::vector<std::byte> made;
+                    std::int64_t stride, std::int64_t index, bool adds) {
   const std::byte* panel = operand.packed ? operand.packed->panel(index) : nullptr;
-  if (!operand.packed || operand.unpacks) {
-    made.resize(panel_bytes(operand.shape));
-    panel = made.data();
-    if (operand.unpacks) {
-      unpack_panel(*operand.packed, index, reinterpret_cast<float*>(made.data()));
-    } else {
-      pack_panel(operand.dense, operand.shape, index, made.data());
-    }
-  }
+  if (!operand.packed || operand.unpacks || operand.turned) panel = made_panel(operand, index);
   PanelShape one = operand.shape;
   one.out = std::min<std::int64_t>(panel_outputs, one.out - index * panel_outputs);
-  current_loops().multiply({one, panel, panel_bytes(one), prepared, y, stride, rows}, 0, 1);
+  current_loops().multiply({one, panel, panel_bytes(one), prepared, y, stride, rows, adds}, 0, 1);
 }
 
-void multiply(const Operand& operand, PreparedRows& x, float* y) {
+void multiply(const Operand& operand, PreparedRows& x, float* y, bool adds) {
   const std::byte* prepared = x.as(operand.shape);
   const std::int64_t panels = panels_of(operand.shape);
   // Few enough parts that each is a long stream, and enough of them that threads of unequal speed end
   // together.
   const std::int64_t parts = threads() == 1 ? 1 : std::min<std::int64_t>(panels, threads() * 8);
   parallel(parts, [&](std::int64_t part) {
-    multiply_panels(operand, prepared, x.rows(), y, panels * part / parts, panels * (part + 1) / parts);
+    multiply_panels(operand, prepared, x.rows(), y, panels * part / parts, panels * (part + 1) / parts, adds);
   });
 }
 
-// 32 inputs of the matrix at a time become a panel of Wᵀ.
-void multiply_transposed(const PackedMatrix& matrix, const float* x, std::int64_t rows, float* y) {
-  const PanelShape whole{matrix.shape().in, matrix.shape().out, Format::f32, ScaleType::f32, 0};
-  PreparedRows prepared(x, rows);
-  const std::byte* bytes = prepared.as(whole);
-  parallel(panels_of(whole), [&](std::int64_t p) {
-    std::vector<std::byte> panel(panel_bytes(whole));
-    unpack_columns(matrix, p * panel_outputs, panel_outputs, reinterpret_cast<float*>(panel.data()));
-    PanelShape one = whole;
-    one.out = std::min<std::int64_t>(panel_outputs, whole.out - p * panel_outputs);
-    current_loops().multiply(
-        {one, panel.data(), panel_bytes(one), bytes, y + p * panel_outputs, whole.out, rows}, 0, 1);
-  });
+void multiply_outer(const float* a, std::int64_t m, const float* b, std::int64_t n, std::int64_t rows,
+                    float* y) {
+  PreparedRows columns(a, m, /*turned=*/true);
+  multiply(turned(dense_operand(Format::f32, rows, n, b)), columns, y);
 }
 
 std::uint64_t panel_bytes_read() { return bytes_read(); }

@@ -31,15 +31,21 @@ struct Operand {
       nullptr;  // or else `dense`, row-major, which is packed panel by panel on the way
   const void* dense = nullptr;
   bool unpacks = false;  // a quantised matrix that is multiplied as float32
+  // The matrix is multiplied from its other side, as float32: shape.out is its inputs, shape.in its outputs.
+  bool turned = false;
+  Format stored = Format::f32;  // of a turned one, where it is dense
 };
 Operand packed_operand(const PackedMatrix& matrix);
 Operand dense_operand(Format format, std::int64_t out, std::int64_t in, const void* rows);
+Operand turned(const Operand& operand);
 
-// Rows x [rows, in], prepared once for each kind of operand. One at a time in a thread: the memory is the
-// thread's, kept between calls, as fresh memory would be paged in anew for every product.
+// Rows x [rows, in], prepared once for each kind of operand; turned, x is [in, rows]. One at a time in a
+// thread: the memory is the thread's, kept between calls, as fresh memory would be paged in anew for every
+// product.
 class PreparedRows {
  public:
-  PreparedRows(const float* x, std::int64_t rows) : x_(x), rows_(rows) {}
+  PreparedRows(const float* x, std::int64_t rows, bool turned = false)
+      : x_(x), rows_(rows), turned_(turned) {}
   const std::byte* as(const PanelShape& shape);
   std::int64_t rows() const { return rows_; }
 
@@ -51,21 +57,27 @@ class PreparedRows {
   };
   const float* x_;
   std::int64_t rows_;
+  bool turned_;
   std::vector<Kind> kinds_;
 };
 
-// y [rows, out] = x · operandᵀ.
-void multiply(const Operand& operand, PreparedRows& x, float* y);
+// y [rows, out] = x · operandᵀ, or is added to y.
+void multiply(const Operand& operand, PreparedRows& x, float* y, bool adds = false);
 // Of the panels [first, end), in the caller's thread; `prepared` are `rows` rows as activation_of() the
 // operand asks.
 void multiply_panels(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
-                     std::int64_t first, std::int64_t end);
+                     std::int64_t first, std::int64_t end, bool adds = false);
 // Of one panel: row r's outputs, 32 or what is left, at y[r * stride].
 void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
-                    std::int64_t stride, std::int64_t index);
+                    std::int64_t stride, std::int64_t index, bool adds = false);
 
-// y [rows, in] = x [rows, out] · matrix: the gradient by what was multiplied with it.
-void multiply_transposed(const PackedMatrix& matrix, const float* x, std::int64_t rows, float* y);
+// y [m, n] = aᵀ · b of a [rows, m] and b [rows, n]: the gradient by a matrix.
+void multiply_outer(const float* a, std::int64_t m, const float* b, std::int64_t n, std::int64_t rows,
+                    float* y);
+
+// x [rows][stride], of which the first `columns` columns become rows, as Activation::f32 in tiles (panels.h).
+void prepare_columns(const float* x, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+                     float* prepared);
 
 // Bytes of packed panels that products have read in this process.
 std::uint64_t panel_bytes_read();

@@ -137,7 +137,36 @@ inline void unpack_columns(const std::int8_t* codes, const std::uint16_t* scales
   }
 }
 
-constexpr VectorLoops vector_loops{softmax, rms_norm, silu_multiply, rotate, unpack_rows, unpack_columns};
+// Four rows and columns at a time, by shuffles.
+inline void turn(const float* from, std::int64_t from_stride, std::int64_t rows, float* y,
+                 std::int64_t y_stride) {
+  typedef float Four __attribute__((vector_size(16), aligned(4)));
+  std::int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) {
+    for (std::int64_t column = 0; column < panel_outputs; column += 4) {
+      const float* at = from + row * from_stride + column;
+      Four in[4];
+      for (int i = 0; i < 4; ++i) __builtin_memcpy(&in[i], at + i * from_stride, sizeof(Four));
+      const Four low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5),
+                 high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7),
+                 low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5),
+                 high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+      const Four out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                           __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      float* to = y + column * y_stride + row;
+      for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * y_stride, &out[i], sizeof(Four));
+    }
+  }
+  for (; row < rows; ++row) {
+    for (std::int64_t column = 0; column < panel_outputs; ++column)
+      y[column * y_stride + row] = from[row * from_stride + column];
+  }
+}
+
+constexpr VectorLoops vector_loops{softmax,     rms_norm,       silu_multiply, rotate,
+                                   unpack_rows, unpack_columns, turn};
 
 }  // namespace
 }  // namespace tandem::kernels

@@ -245,6 +245,41 @@ TEST_F(LinearTest, GradientsOfDenseAndPackedMatrices) {
   }
 }
 
+TEST_F(LinearTest, GradientsOfEveryFormatAreTheSameOnEveryInstructionSet) {
+  for (const int in : {96, 63}) {
+    const mx::array x = mx::random::normal({9, in}), c = mx::random::normal({9, 45}),
+                    w = mx::random::normal({45, in});
+    std::vector<std::pair<Matrix, mx::array>> matrices;  // and what each stands for
+    for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+      const mx::array rounded = mx::astype(w, dtype);
+      matrices.emplace_back(dense(rounded), rounded);
+      matrices.emplace_back(pack(dense(rounded)), rounded);
+    }
+    for (const int bits : {4, 8}) {
+      if (in % 32 != 0) continue;
+      const Matrix q = quantised(w, bits, 32);
+      matrices.emplace_back(pack(q), dequantised(q));
+    }
+    for (const auto& [matrix, whole] : matrices) {
+      std::vector<float> first;
+      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
+        if (!find_loops(name)) continue;
+        use_loops(name);
+        const auto product = [&, m = matrix](const std::vector<mx::array>& at) {
+          return std::vector{run(at[0], m)};
+        };
+        const auto gradient = floats(mx::vjp(product, {x}, {c}).second[0]);
+        const mx::array expected = mx::matmul(c, mx::astype(whole, mx::float32));
+        EXPECT_TRUE(mx::allclose(mx::array(gradient.data(), {9, in}), expected, 1e-4, 1e-4).item<bool>())
+            << name;
+        if (first.empty()) first = gradient;
+        EXPECT_EQ(gradient, first) << name;
+      }
+      use_loops(find_loops()->name);
+    }
+  }
+}
+
 TEST_F(LinearTest, AddsAScaledProductWithItsGradients) {
   const mx::array y = mx::random::normal({3, 5}), x = mx::random::normal({3, 8}),
                   w = mx::random::normal({5, 8});
