@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/limits.h"
 #include "cluster/room.h"
+#include "hardware/memory.h"
 #include "kernels/threads.h"
 #include "parallel/broadcast.h"
 #include "parallel/collectives.h"
@@ -172,6 +173,7 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
   const auto& config = model.config;
   const auto training = start.training.get<Training>();
   const bool gpu = device == mx::Device::gpu;
+  if (!gpu) hardware::keep_freed_memory();
   const mx::Dtype activations = activations_of(training.dtype, device);
   auto ranks = ranks_of(here, training, activations);
   const int sharers = ranks.stage.group.size();

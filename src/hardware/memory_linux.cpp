@@ -1,3 +1,5 @@
+#include <malloc.h>
+
 #include <algorithm>
 #include <fstream>
 #include <optional>
@@ -69,6 +71,14 @@ MachineMemory machine_memory(const fs::path& root) {
       bound_by_groups(root / "sys/fs/cgroup/memory", group, version_1, memory);
   }
   return memory;
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  constexpr int most = 1 << 30;
+  ::mallopt(M_MMAP_THRESHOLD, most);
+  ::mallopt(M_TRIM_THRESHOLD, most);
+#endif
 }
 
 }  // namespace tandem::hardware

@@ -4,10 +4,12 @@
 #include <mlx/backend/cpu/encoder.h>
 #include <mlx/ops.h>
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
 #include "base/out_of_memory.h"
+#include "kernels/threads.h"
 
 namespace tandem::kernels {
 
@@ -32,6 +34,15 @@ void allocate(std::vector<mx::array>& arrays) {
       throw_out_of_memory(array.nbytes(), array.has_primitive() ? array.primitive().name() : "a result");
     array.set_data(std::move(buffer));
   }
+}
+
+void parallel_rows(std::int64_t rows, std::int64_t size, const std::function<void(std::int64_t)>& row) {
+  constexpr std::int64_t elements_of_a_part = 16 << 10;
+  const std::int64_t at_once =
+      std::max<std::int64_t>(1, elements_of_a_part / std::max<std::int64_t>(1, size));
+  parallel((rows + at_once - 1) / at_once, [&](std::int64_t part) {
+    for (std::int64_t r = part * at_once; r < std::min(rows, (part + 1) * at_once); ++r) row(r);
+  });
 }
 
 void CpuPrimitive::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {

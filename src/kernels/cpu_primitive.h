@@ -5,6 +5,7 @@
 #include <mlx/primitives.h>
 #include <mlx/transforms.h>
 
+#include <cstdint>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -34,6 +35,10 @@ template <typename T = float>
 T* result_of(const mlx::core::array& array) {
   return const_cast<mlx::core::array&>(array).data<T>();
 }
+
+// Calls row(0) … row(rows - 1), each of `size` numbers: several to a thread where they are small, so that the
+// call costs less than it brings.
+void parallel_rows(std::int64_t rows, std::int64_t size, const std::function<void(std::int64_t)>& row);
 
 // Gives the arrays memory.
 void allocate(std::vector<mlx::core::array>& arrays);

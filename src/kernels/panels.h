@@ -120,6 +120,16 @@ struct VectorLoops {
   void (*rms_norm)(const float* x, const float* weight, std::int64_t size, float eps, float* y);
   // gate / (1 + e^-gate) * up
   void (*silu_multiply)(const float* gate, const float* up, std::int64_t size, float* y);
+  // Of rms_norm by x, times dy, into dx; and by the weight, added to dweight where there is one.
+  void (*rms_norm_gradient)(const float* x, const float* weight, const float* dy, std::int64_t size,
+                            float eps, float* dx, float* dweight);
+  // Of silu_multiply by both, times dy.
+  void (*silu_multiply_gradient)(const float* gate, const float* up, const float* dy, std::int64_t size,
+                                 float* dgate, float* dup);
+  // The largest of x, and the sum of e^(x - largest).
+  Softmax (*log_sum)(const float* x, std::int64_t size);
+  // y = e^(x - log_sum) * factor
+  void (*scaled_power)(const float* x, float log_sum, float factor, std::int64_t size, float* y);
   // One head: the pair (i, i + dims / 2) turned by the angle whose cosine and sine stand at i; the rest is
   // copied.
   void (*rotate)(const float* x, const float* cosines, const float* sines, int dims, int size, float* y);

@@ -11,6 +11,7 @@
 
 #include "kernels/cpu_primitive.h"
 #include "kernels/cuda_pointwise.h"
+#include "kernels/pointwise_gradient.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
 
@@ -21,16 +22,6 @@ namespace mx = mlx::core;
 
 void need(bool fits, const char* otherwise) {
   if (!fits) throw std::invalid_argument(otherwise);
-}
-
-// Whole rows to each thread, and not so few that calling it costs more than it brings.
-void parallel_rows(std::int64_t rows, std::int64_t size, const std::function<void(std::int64_t)>& row) {
-  constexpr std::int64_t elements_of_a_part = 16 << 10;
-  const std::int64_t at_once =
-      std::max<std::int64_t>(1, elements_of_a_part / std::max<std::int64_t>(1, size));
-  parallel((rows + at_once - 1) / at_once, [&](std::int64_t part) {
-    for (std::int64_t r = part * at_once; r < std::min(rows, (part + 1) * at_once); ++r) row(r);
-  });
 }
 
 // Inputs: weight, x and perhaps what is added to it first. Outputs: the norm, then the sum, if there is one.
@@ -44,12 +35,9 @@ std::vector<mx::array> rms_norm_by_mlx(const std::vector<mx::array>& in, float e
   return {norm(sum), sum};
 }
 
-class RmsNorm : public ReferencedPrimitive {
+class RmsNorm : public CpuPrimitive {
  public:
-  RmsNorm(mx::Stream stream, float eps)
-      : ReferencedPrimitive(stream,
-                            [eps, stream](const auto& in) { return rms_norm_by_mlx(in, eps, stream); }),
-        eps_(eps) {}
+  RmsNorm(mx::Stream stream, float eps) : CpuPrimitive(stream), eps_(eps) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     const bool adds = inputs.size() == 3;
@@ -69,6 +57,19 @@ class RmsNorm : public ReferencedPrimitive {
     };
   }
   const char* name() const override { return "TandemRmsNorm"; }
+
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override {
+    const bool adds = primals.size() == 3;
+    const bool by_weight = std::find(argnums.begin(), argnums.end(), 0) != argnums.end();
+    const auto found = rms_norm_gradients(adds ? outputs[1] : primals[1], primals[0], cotangents[0], eps_,
+                                          by_weight, stream());
+    const mx::array by_x = adds ? mx::add(found.by_x, cotangents[1], stream()) : found.by_x;
+    std::vector<mx::array> wanted;
+    for (const int argnum : argnums) wanted.push_back(argnum == 0 ? *found.by_weight : by_x);
+    return wanted;
+  }
 
  private:
   float eps_;
@@ -96,12 +97,9 @@ mx::array silu_multiply_by_mlx(const mx::array& gate, const mx::array& up, mx::S
   return mx::multiply(mx::multiply(gate, mx::sigmoid(gate, s), s), up, s);
 }
 
-class SiluMultiply : public ReferencedPrimitive {
+class SiluMultiply : public CpuPrimitive {
  public:
-  explicit SiluMultiply(mx::Stream stream)
-      : ReferencedPrimitive(stream, [stream](const auto& in) {
-          return std::vector{silu_multiply_by_mlx(in[0], in[1], stream)};
-        }) {}
+  using CpuPrimitive::CpuPrimitive;
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     return [gate = inputs[0].data<float>(), up = inputs[1].data<float>(), y = result_of(outputs[0]),
@@ -114,6 +112,14 @@ class SiluMultiply : public ReferencedPrimitive {
     };
   }
   const char* name() const override { return "TandemSiluMultiply"; }
+
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums, const std::vector<mx::array>&) override {
+    const auto both = silu_multiply_gradients(primals[0], primals[1], cotangents[0], stream());
+    std::vector<mx::array> wanted;
+    for (const int argnum : argnums) wanted.push_back(both[argnum]);
+    return wanted;
+  }
 };
 
 struct Turn {
@@ -193,6 +199,23 @@ class Rotate : public ReferencedPrimitive {
     };
   }
   const char* name() const override { return "TandemRotate"; }
+
+  // By the rows: turned back.
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override {
+    const mx::Stream s = stream();
+    if (std::any_of(argnums.begin(), argnums.end(), [](int argnum) { return argnum < 2; }))
+      return ReferencedPrimitive::vjp(primals, cotangents, argnums, outputs);
+    std::vector<mx::array> inputs{primals[0], as_float_rows(mx::negative(primals[1], s), s)};
+    std::vector<mx::Shape> shapes;
+    for (const int argnum : argnums) {
+      inputs.push_back(as_float_rows(cotangents[argnum - 2], s));
+      shapes.push_back(primals[argnum].shape());
+    }
+    return mx::array::make_arrays(shapes, std::vector(shapes.size(), mx::float32),
+                                  std::make_shared<Rotate>(s, turn_), inputs);
+  }
 
  private:
   Turn turn_;

@@ -83,6 +83,56 @@ inline void silu_multiply(const float* gate, const float* up, std::int64_t size,
   for (std::int64_t i = 0; i < size; ++i) y[i] = gate[i] / (1.0F + exponential(-gate[i])) * up[i];
 }
 
+// The lanes' sum of term(i) over i < size.
+template <class Term>
+inline float sum_of(std::int64_t size, Term term) {
+  float lanes[sum_lanes] = {};
+  std::int64_t i = 0;
+  for (; i + sum_lanes <= size; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) lanes[l] += term(i + l);
+  }
+  for (int l = 0; i + l < size; ++l) lanes[l] += term(i + l);
+  return add_lanes(lanes);
+}
+
+inline void rms_norm_gradient(const float* x, const float* weight, const float* dy, std::int64_t size,
+                              float eps, float* dx, float* dweight) {
+  const auto count = static_cast<float>(size);
+  const float squares = sum_of(size, [=](std::int64_t i) { return x[i] * x[i]; });
+  const float along = sum_of(size, [=](std::int64_t i) { return weight[i] * dy[i] * x[i]; });
+  const float inverse = 1.0F / __builtin_sqrtf(squares / count + eps);
+  const float back = inverse * inverse * inverse * along / count;
+  for (std::int64_t i = 0; i < size; ++i) dx[i] = inverse * weight[i] * dy[i] - back * x[i];
+  if (!dweight) return;
+  for (std::int64_t i = 0; i < size; ++i) dweight[i] += dy[i] * x[i] * inverse;
+}
+
+inline void silu_multiply_gradient(const float* gate, const float* up, const float* dy, std::int64_t size,
+                                   float* dgate, float* dup) {
+  for (std::int64_t i = 0; i < size; ++i) {
+    const float sigmoid = 1.0F / (1.0F + exponential(-gate[i]));
+    dup[i] = dy[i] * gate[i] * sigmoid;
+    dgate[i] = dy[i] * up[i] * sigmoid * (1.0F + gate[i] * (1.0F - sigmoid));
+  }
+}
+
+inline Softmax log_sum(const float* x, std::int64_t size) {
+  float tops[sum_lanes];
+  for (float& top : tops) top = x[0];
+  std::int64_t i = 0;
+  for (; i + sum_lanes <= size; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) tops[l] = x[i + l] > tops[l] ? x[i + l] : tops[l];
+  }
+  for (; i < size; ++i) tops[0] = x[i] > tops[0] ? x[i] : tops[0];
+  float top = tops[0];
+  for (const float t : tops) top = t > top ? t : top;
+  return {top, sum_of(size, [=](std::int64_t k) { return exponential(x[k] - top); })};
+}
+
+inline void scaled_power(const float* x, float log_sum, float factor, std::int64_t size, float* y) {
+  for (std::int64_t i = 0; i < size; ++i) y[i] = exponential(x[i] - log_sum) * factor;
+}
+
 inline void rotate(const float* x, const float* cosines, const float* sines, int dims, int size, float* y) {
   const int half = dims / 2;
   for (int i = 0; i < half; ++i) {
@@ -165,8 +215,10 @@ inline void turn(const float* from, std::int64_t from_stride, std::int64_t rows,
   }
 }
 
-constexpr VectorLoops vector_loops{softmax,     rms_norm,       silu_multiply, rotate,
-                                   unpack_rows, unpack_columns, turn};
+constexpr VectorLoops vector_loops{
+    softmax, rms_norm,     silu_multiply, rms_norm_gradient, silu_multiply_gradient,
+    log_sum, scaled_power, rotate,        unpack_rows,       unpack_columns,
+    turn};
 
 }  // namespace
 }  // namespace tandem::kernels

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "kernels/log_sum_exp.h"
 #include "models/visit.h"
 #include "parallel/collectives.h"
 
@@ -81,18 +82,14 @@ mx::array nll_of(const models::ShardedLinear& output, int first_id, const mx::ar
                  const mx::array& targets, const mx::array& counted, const Context& context) {
   const auto& group = context.group;
   const mx::array input = parallel::summed_gradient(hidden, group);
-  const mx::array logits = mx::astype(models::products(input, {&output}).front(), mx::float32);
-  const mx::array local = mx::subtract(targets, mx::array(first_id));
-  const mx::array here =
-      mx::logical_and(mx::greater_equal(local, mx::array(0)), mx::less(local, mx::array(logits.shape(1))));
-  const mx::array largest =
-      mx::stop_gradient(parallel::max(mx::stop_gradient(mx::max(logits, 1, /*keepdims=*/true)), group));
-  const mx::array shifted = mx::subtract(logits, largest);
-  const mx::array sums = parallel::sum(mx::sum(mx::exp(shifted), 1), group);
-  const mx::array column = mx::expand_dims(mx::where(here, local, mx::array(0)), 1);
-  const mx::array own = mx::squeeze(mx::take_along_axis(shifted, column, 1), 1);
-  const mx::array chosen = parallel::sum(mx::where(here, own, mx::array(0.0F)), group);
-  return mx::sum(mx::multiply(counted, mx::subtract(mx::log(sums), chosen)));
+  const mx::array logits = models::products(input, {&output}).front();
+  const auto here = kernels::log_sum_exp(logits, mx::subtract(targets, mx::array(first_id)));
+  const mx::array largest = mx::stop_gradient(parallel::max(mx::stop_gradient(here.log_sum), group));
+  // Both sums over ranks at once.
+  const mx::array sums =
+      parallel::sum(mx::stack({mx::exp(mx::subtract(here.log_sum, largest)), here.chosen}), group);
+  const mx::array all = mx::add(mx::log(mx::take(sums, 0, 0)), largest);
+  return mx::sum(mx::multiply(counted, mx::subtract(all, mx::take(sums, 1, 0))));
 }
 
 // The same, computed anew for the gradient.

@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "kernels/gradients.h"
+#include "kernels/log_sum_exp.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
 
@@ -69,6 +70,12 @@ mx::array expected_turn(const mx::array& x, bool pairs = false) {
   return mx::array(to.data(), x.shape());
 }
 
+// Some of them no column of 60.
+mx::array columns_of(int rows) {
+  return mx::subtract(
+      mx::remainder(mx::multiply(mx::arange(0, rows, mx::int32), mx::array(7)), mx::array(65)), mx::array(2));
+}
+
 TEST_F(PointwiseTest, EqualMlxsOperations) {
   for (const int rows : {1, 7, 300}) {
     const mx::array x = mx::multiply(mx::random::normal({rows, 60}), mx::array(3.0F)),
@@ -104,6 +111,78 @@ TEST_F(PointwiseTest, EveryInstructionSetAndThreadCountGivesTheSameBits) {
     const auto results = run_all(x, y, weight);
     for (std::size_t i = 0; i < results.size(); ++i) {
       EXPECT_TRUE(mx::array_equal(results[i], expected[i]).item<bool>()) << name << " " << i;
+    }
+  }
+}
+
+// Of more rows than a part of the weight's gradient has, beside MLX's own gradients.
+TEST_F(PointwiseTest, GradientsAreThoseOfMlxOnEveryInstructionSetAndThreadCount) {
+  const mx::array x = mx::random::normal({75, 60}), y = mx::random::normal({75, 60}),
+                  weight = mx::random::normal({60}), c = mx::random::normal({75, 60});
+  const mx::Device s = mx::Device::cpu;
+  using Arrays = std::vector<mx::array>;
+  const auto angles = angles_at(mx::arange(0, 75, mx::int32), mx::array({1.0F, 10.0F, 100.0F}), 1, false, s);
+  const struct Row {
+    std::function<Arrays(const Arrays&)> ours, mlx;
+    Arrays at;
+  } table[] = {
+      {[&](const Arrays& in) { return Arrays{rms_norm(in[0], in[1], 1e-5F, s)}; },
+       [&](const Arrays& in) { return Arrays{mx::fast::rms_norm(in[0], in[1], 1e-5F, s)}; },
+       {x, weight}},
+      {[&](const Arrays& in) {
+         const auto both = add_rms_norm(in[0], in[1], in[2], 1e-5F, s);
+         return Arrays{mx::add(both.norm, mx::multiply(both.sum, x))};
+       },
+       [&](const Arrays& in) {
+         const auto sum = mx::add(in[0], in[1]);
+         return Arrays{mx::add(mx::fast::rms_norm(sum, in[2], 1e-5F, s), mx::multiply(sum, x))};
+       },
+       {x, y, weight}},
+      {[&](const Arrays& in) { return Arrays{silu_multiply(in[0], in[1], s)}; },
+       [&](const Arrays& in) { return Arrays{mx::multiply(mx::multiply(in[0], mx::sigmoid(in[0])), in[1])}; },
+       {x, y}},
+      {[&](const Arrays& in) { return rotate({in[0]}, angles, 20, s); },
+       [&](const Arrays& in) {
+         const mx::array heads = mx::reshape(in[0], {75, 3, 20}),
+                         cosines = mx::expand_dims(angles.cosines, 1),
+                         sines = mx::expand_dims(angles.sines, 1);
+         const auto part = [&](int first, int end) { return mx::slice(heads, {0, 0, first}, {75, 3, end}); };
+         const mx::array a = part(0, 3), b = part(3, 6);
+         const mx::array turned =
+             mx::concatenate({mx::subtract(mx::multiply(a, cosines), mx::multiply(b, sines)),
+                              mx::add(mx::multiply(b, cosines), mx::multiply(a, sines)), part(6, 20)},
+                             2);
+         return Arrays{mx::reshape(turned, {75, 60})};
+       },
+       {x}},
+      {[&](const Arrays& in) {
+         const auto found = log_sum_exp(in[0], columns_of(75), s);
+         return Arrays{mx::multiply(c, mx::expand_dims(mx::subtract(found.log_sum, found.chosen), 1))};
+       },
+       [&](const Arrays& in) {
+         const mx::array own = mx::where(mx::equal(mx::expand_dims(columns_of(75), 1), mx::arange(0, 60)),
+                                         in[0], mx::array(0.0F));
+         return Arrays{mx::multiply(c, mx::subtract(mx::logsumexp(in[0], 1, true), mx::sum(own, 1, true)))};
+       },
+       {x}},
+  };
+  for (const auto& row : table) {
+    const auto index = &row - table;
+    const Arrays expected = mx::vjp(row.mlx, row.at, {c}).second;
+    Arrays first;
+    for (const char* name : {"portable", "avx2", "avx512", "neon", "neon_i8mm"}) {
+      if (!find_loops(name)) continue;
+      use_loops(name);
+      set_threads(first.empty() ? 1 : 3);
+      const Arrays found = mx::vjp(row.ours, row.at, {c}).second;
+      mx::eval(found);
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        EXPECT_TRUE(close(found[i], expected[i], 1e-4)) << index << " " << i << " " << name;
+        if (!first.empty()) {
+          EXPECT_TRUE(mx::array_equal(found[i], first[i]).item<bool>()) << index << " " << i << " " << name;
+        }
+      }
+      if (first.empty()) first = found;
     }
   }
 }
