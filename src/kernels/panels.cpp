@@ -3,7 +3,11 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__linux__) && defined(__aarch64__)
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__linux__) && defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
@@ -23,6 +27,22 @@ bool has_i8mm() {
 bool has_i8mm() { return (::getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #endif
 
+#if defined(__x86_64__)
+// Whether the processor multiplies tiles of bfloat16 and the system lets this process
+// (Documentation/arch/x86/xstate of Linux): their registers are more than it saves by default.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr unsigned bf16_bit = 1U << 22, tile_bit = 1U << 24;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & bf16_bit) != 0 && (d & tile_bit) != 0 &&
+         ::syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 // Fastest first.
 std::vector<const PanelLoops*> loops_of_this_processor() {
   std::vector<const PanelLoops*> found;
@@ -30,6 +50,7 @@ std::vector<const PanelLoops*> loops_of_this_processor() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (avx512 && may_use_tiles()) found.push_back(&panels_amx);
   if (avx512) found.push_back(&panels_avx512);
   const bool intel = __builtin_cpu_is("intel");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {

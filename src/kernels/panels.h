@@ -12,8 +12,8 @@
 // A code c stands for scale * c + bias, MLX's affine quantisation.
 //
 // The order of every sum is fixed, so a result depends neither on the rows computed with it, nor on the cut
-// into blocks, nor on the instruction set (but for bf16 on AVX512_BF16, whose sums of pairs are the
-// hardware's own):
+// into blocks, nor on the instruction set (but for bf16 on AVX512_BF16 and AMX, whose sums of pairs are
+// the hardware's own):
 //   dense      acc = fma(x_k, w_k, acc), k ascending
 //   quantised  x becomes int8 by group (largest magnitude = 127); groups ascending,
 //              acc = fma(float(sum of codes · x8) * scale, x_scale, acc);
@@ -66,7 +66,7 @@ constexpr std::int64_t panel_bytes(const PanelShape& shape) {
 // How the rows of x are given to the loops. Rows come in tiles of tile_rows(), the last one
 // smaller; a tile of m rows is
 //   f32   [in][m] float
-//   bf16  [in / 2][m][2] bfloat16, rounded to nearest even
+//   bf16  [in / 2][m][2] bfloat16, rounded to nearest even; for AMX [m][in], odd `in` padded
 //   int8  [in / 4][m][4] int8, then by group: scales [groups][m] float, scale * sum of x8 [groups][m] float,
 //         sum of x8 [groups][m] int32
 enum class Activation : std::uint8_t { f32, bf16, int8 };
@@ -163,8 +163,8 @@ constexpr int tile_rows(Activation activation, const PanelLoops& loops) {
   return activation == Activation::int8 ? loops.integer_rows : loops.dense_rows;
 }
 
-// The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, neon,
-// neon_i8mm. nullptr: not on this processor.
+// The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, amx,
+// neon, neon_i8mm. nullptr: not on this processor.
 const PanelLoops* find_loops(const char* name = nullptr);
 
 extern const PanelLoops panels_portable;
@@ -172,6 +172,7 @@ extern const PanelLoops panels_avx2;  // AVX2, FMA, F16C
 extern const PanelLoops panels_avx2_of_intel;
 extern const PanelLoops panels_avx512;       // AVX-512 F, BW, VL, VNNI
 extern const PanelLoops panels_avx512_bf16;  // and BF16
+extern const PanelLoops panels_amx;          // AVX-512 as above, and AMX of BF16
 extern const PanelLoops panels_neon;         // Armv8.2 with dot product
 extern const PanelLoops panels_neon_i8mm;    // and int8 matrix multiplication
 

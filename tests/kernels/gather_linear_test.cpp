@@ -70,7 +70,7 @@ TEST_F(GatherLinearTest, EachRowIsAsLinearGivesItAlone) {
       EXPECT_EQ(packed.count(), experts_count);
       EXPECT_EQ(packed.in(), in);
       EXPECT_EQ(kind.in(), in);
-      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
+      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
         if (!find_loops(name)) continue;
         use_loops(name);
         for (const int tokens : {1, 2, 29}) {

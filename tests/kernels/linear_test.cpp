@@ -98,9 +98,13 @@ TEST_F(LinearTest, EqualsTheSumForAnyShapeAndType) {
 TEST_F(LinearTest, BfloatPairsMultiplyRoundedRows) {
   const mx::array x = mx::random::normal({14, 301}, mx::float32);
   const mx::array w = mx::astype(mx::random::normal({70, 301}, mx::float32), mx::bfloat16);
-  const bool rounds = find_loops()->bf16_pairs;
-  const mx::array seen = rounds ? mx::astype(mx::astype(x, mx::bfloat16), mx::float32) : x;
-  expect_product(floats(run(x, pack(dense(w)))), seen, w);
+  for (const char* name : {"portable", "avx512_bf16", "amx"}) {
+    if (!find_loops(name)) continue;
+    use_loops(name);
+    const bool rounds = find_loops(name)->bf16_pairs;
+    expect_product(floats(run(x, pack(dense(w)))),
+                   rounds ? mx::astype(mx::astype(x, mx::bfloat16), mx::float32) : x, w);
+  }
 }
 
 // Each x is off by at most half a step of its group, |x|max / 254.
@@ -147,7 +151,7 @@ TEST_F(LinearTest, EveryInstructionSetGivesTheSameBits) {
   for (const auto& matrix : every_kind(77)) {
     use_loops("portable");
     const auto expected = floats(run(x, matrix));
-    for (const char* name : {"avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
+    for (const char* name : {"avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
       const auto* loops = find_loops(name);
       if (!loops || activation_of(matrix.packed->shape().format, *loops) == Activation::bf16) continue;
       use_loops(name);
@@ -158,7 +162,7 @@ TEST_F(LinearTest, EveryInstructionSetGivesTheSameBits) {
 
 TEST_F(LinearTest, ARowDependsNeitherOnItsNeighboursNorOnThreads) {
   const mx::array x = mx::random::normal({45, 256}, mx::float32);
-  for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
+  for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
     if (!find_loops(name)) continue;
     use_loops(name);
     for (const auto& matrix : every_kind(300)) {
@@ -262,7 +266,7 @@ TEST_F(LinearTest, GradientsOfEveryFormatAreTheSameOnEveryInstructionSet) {
     }
     for (const auto& [matrix, whole] : matrices) {
       std::vector<float> first;
-      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_i8mm"}) {
+      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
         if (!find_loops(name)) continue;
         use_loops(name);
         const auto product = [&, m = matrix](const std::vector<mx::array>& at) {
