@@ -341,4 +341,35 @@ void pack_columns(const void* weight, Format format, std::int64_t rows, std::int
   if (rows % 2 != 0) std::fill_n(panel, panel_outputs, 0.0F);
 }
 
+void pack_column_pairs(const std::uint16_t* weight, std::int64_t rows, std::int64_t width, std::int64_t index,
+                       std::uint16_t* panel) {
+  const std::int64_t first = index * panel_outputs;
+  const std::int64_t count = std::min<std::int64_t>(panel_outputs, width - first);
+  std::fill_n(panel, even(rows) * panel_outputs, std::uint16_t{0});
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::uint16_t* to = panel + r / 2 * 2 * panel_outputs + r % 2;
+    for (std::int64_t i = 0; i < count; ++i) to[2 * i] = weight[r * width + first + i];
+  }
+}
+
+void turn_panel_pairs(const PackedMatrix& matrix, std::int64_t index, std::uint16_t* panel) {
+  constexpr std::int64_t square = panel_outputs * panel_outputs;
+  const PanelShape& shape = matrix.shape();
+  const std::int64_t pairs =
+      std::min<std::int64_t>(panel_outputs, even(shape.in) - index * panel_outputs) / 2;
+  std::uint16_t from[square] = {}, to[square];
+  for (std::int64_t p = 0; p < panels_of(shape); ++p) {
+    const auto* inputs =
+        reinterpret_cast<const std::uint16_t*>(matrix.panel(p)) + index * panel_outputs * panel_outputs;
+    const std::int64_t numbers = std::min(square, even(shape.out) * panel_outputs - p * square);
+    if (pairs * 2 < panel_outputs) {
+      std::copy_n(inputs, pairs * 2 * panel_outputs, from);
+      inputs = from;
+    }
+    std::uint16_t* target = panel + p * square;
+    current_loops().vectors.turn_pairs(inputs, numbers == square ? target : to);
+    if (numbers < square) std::copy_n(to, numbers, target);
+  }
+}
+
 }  // namespace tandem::kernels

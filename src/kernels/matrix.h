@@ -74,6 +74,11 @@ mlx::core::array rows(const Matrix& matrix, const mlx::core::array& ids, mlx::co
 // Format::f32: what multiplies from the other side.
 void pack_columns(const void* weight, Format format, std::int64_t rows, std::int64_t width,
                   std::int64_t index, float* panel);
+// The same of bfloat16, as a panel of Format::bf16.
+void pack_column_pairs(const std::uint16_t* weight, std::int64_t rows, std::int64_t width, std::int64_t index,
+                       std::uint16_t* panel);
+// Of a matrix packed as bfloat16 the inputs from 32 * index on, likewise.
+void turn_panel_pairs(const PackedMatrix& matrix, std::int64_t index, std::uint16_t* panel);
 
 // The sum of the squares of each row, quantised ones as the numbers they stand for: [out] float32, evaluated.
 mlx::core::array row_squares(const Matrix& matrix);

@@ -139,6 +139,8 @@ struct VectorLoops {
   // from [rows][from_stride], of which 32 columns become rows of y [32][y_stride].
   void (*turn)(const float* from, std::int64_t from_stride, std::int64_t rows, float* y,
                std::int64_t y_stride);
+  // 32 inputs of 32 outputs of a bf16 panel, [16][32][2], as they stand in one of the matrix's other side.
+  void (*turn_pairs)(const std::uint16_t* from, std::uint16_t* to);
 };
 
 // One instruction set's loops.

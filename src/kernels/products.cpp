@@ -39,7 +39,14 @@ const std::byte* made_panel(const Operand& operand, std::int64_t index) {
   const PanelShape& shape = operand.shape;
   made.resize(static_cast<std::size_t>(panel_bytes(shape)));
   auto* to = reinterpret_cast<float*>(made.data());
-  if (operand.turned && operand.packed) {
+  auto* pairs = reinterpret_cast<std::uint16_t*>(made.data());
+  if (operand.turned && shape.format == Format::bf16) {
+    if (operand.packed) {
+      turn_panel_pairs(*operand.packed, index, pairs);
+    } else {
+      pack_column_pairs(static_cast<const std::uint16_t*>(operand.dense), shape.in, shape.out, index, pairs);
+    }
+  } else if (operand.turned && operand.packed) {
     unpack_columns(*operand.packed, index * panel_outputs, panel_outputs, to);
     if (shape.in % 2 != 0) std::fill_n(to + shape.in * panel_outputs, panel_outputs, 0.0F);
   } else if (operand.turned) {
@@ -79,12 +86,13 @@ Operand dense_operand(Format format, std::int64_t out, std::int64_t in, const vo
 
 Operand turned(const Operand& operand) {
   const PanelShape& shape = operand.shape;
-  return {{shape.in, shape.out, Format::f32, ScaleType::f32, 0},
-          operand.packed,
-          operand.dense,
-          false,
-          true,
-          shape.format};
+  const bool pairs = shape.format == Format::bf16 && current_loops().bf16_pairs;
+  Operand other = operand;
+  other.shape = {shape.in, shape.out, pairs ? Format::bf16 : Format::f32, ScaleType::f32, 0};
+  other.unpacks = false;
+  other.turned = true;
+  other.stored = shape.format;
+  return other;
 }
 
 void prepare_columns(const float* x, std::int64_t rows, std::int64_t columns, std::int64_t stride,

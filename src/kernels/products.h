@@ -31,7 +31,8 @@ struct Operand {
       nullptr;  // or else `dense`, row-major, which is packed panel by panel on the way
   const void* dense = nullptr;
   bool unpacks = false;  // a quantised matrix that is multiplied as float32
-  // The matrix is multiplied from its other side, as float32: shape.out is its inputs, shape.in its outputs.
+  // The matrix is multiplied from its other side: shape.out is its inputs, shape.in its outputs; as bfloat16
+  // where that is what it is and the processor multiplies that, else as float32.
   bool turned = false;
   Format stored = Format::f32;  // of a turned one, where it is dense
 };

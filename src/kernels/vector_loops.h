@@ -215,10 +215,38 @@ inline void turn(const float* from, std::int64_t from_stride, std::int64_t rows,
   }
 }
 
+// By squares of two inputs and two outputs, 64 bits each, four by four of them at a time.
+inline void turn_pairs(const std::uint16_t* from, std::uint16_t* to) {
+  typedef std::uint64_t Four __attribute__((vector_size(32)));
+  typedef std::uint16_t Halves __attribute__((vector_size(32)));
+  constexpr int squares = panel_outputs / 2, row = 2 * panel_outputs;
+  for (int k = 0; k < squares; k += 4) {
+    for (int o = 0; o < squares; o += 4) {
+      Four in[4];
+      for (int i = 0; i < 4; ++i) __builtin_memcpy(&in[i], from + (k + i) * row + o * 4, sizeof(Four));
+      const Four low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 2, 6),
+                 high01 = __builtin_shufflevector(in[0], in[1], 1, 5, 3, 7),
+                 low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 2, 6),
+                 high23 = __builtin_shufflevector(in[2], in[3], 1, 5, 3, 7);
+      const Four out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                           __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; ++i) {
+        Halves halves;
+        __builtin_memcpy(&halves, &out[i], sizeof halves);
+        halves =
+            __builtin_shufflevector(halves, halves, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+        __builtin_memcpy(to + (o + i) * row + k * 4, &halves, sizeof halves);
+      }
+    }
+  }
+}
+
 constexpr VectorLoops vector_loops{
     softmax, rms_norm,     silu_multiply, rms_norm_gradient, silu_multiply_gradient,
     log_sum, scaled_power, rotate,        unpack_rows,       unpack_columns,
-    turn};
+    turn,    turn_pairs};
 
 }  // namespace
 }  // namespace tandem::kernels

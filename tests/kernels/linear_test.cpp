@@ -273,9 +273,12 @@ TEST_F(LinearTest, GradientsOfEveryFormatAreTheSameOnEveryInstructionSet) {
           return std::vector{run(at[0], m)};
         };
         const auto gradient = floats(mx::vjp(product, {x}, {c}).second[0]);
-        const mx::array expected = mx::matmul(c, mx::astype(whole, mx::float32));
+        const bool rounds = whole.dtype() == mx::bfloat16 && find_loops(name)->bf16_pairs;
+        const mx::array seen = rounds ? mx::astype(mx::astype(c, mx::bfloat16), mx::float32) : c;
+        const mx::array expected = mx::matmul(seen, mx::astype(whole, mx::float32));
         EXPECT_TRUE(mx::allclose(mx::array(gradient.data(), {9, in}), expected, 1e-4, 1e-4).item<bool>())
             << name;
+        if (rounds) continue;
         if (first.empty()) first = gradient;
         EXPECT_EQ(gradient, first) << name;
       }
