@@ -9,7 +9,6 @@ namespace {
 constexpr std::int64_t tile_height = 16;  // rows of x, or pairs of inputs
 constexpr std::int64_t tile_bytes = 64;   // of a row: 32 inputs, or 16 outputs
 constexpr std::int64_t pair_bytes = 4 * panel_outputs;
-constexpr std::int64_t steps_at_once = 16;  // of 32 inputs: a panel's part stays in the first-level cache
 
 // What stands at `memory` is written by now: compilers do not know that the tile instructions read it.
 inline void written(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
@@ -134,12 +133,11 @@ class TileProduct {
         pairs_(even(args.shape.in) / 2),
         x_bytes_(prepared_bytes(Activation::bf16, args.shape.in, 0)) {}
 
-  // Inputs in blocks, the last of which has fewer pairs than a tile. The order of the sums is the same for
+  // Whole tiles of inputs, then what is left. The order of the sums is the same for
   // any number of rows.
   void add_panel(std::int64_t index) {
     const std::int64_t whole = pairs_ / tile_height, rest = pairs_ % tile_height;
-    for (std::int64_t step = 0; step < whole; step += steps_at_once)
-      add_inputs(index, step * tile_height, tile_height, smaller(steps_at_once, whole - step));
+    if (whole > 0) add_inputs(index, 0, tile_height, whole);
     if (rest > 0) add_inputs(index, whole * tile_height, rest, 1);
   }
 
