@@ -454,7 +454,7 @@ void unpack(const PanelShape& shape, const std::byte* panel, std::int64_t first,
 
 template <class Isa>
 constexpr PanelLoops panel_loops(const char* name) {
-  return {name,         Isa::bf16_pairs, Isa::dense_rows, Isa::integer_rows,
+  return {name,         Isa::bf16_pairs, Isa::dense_rows, Isa::dense_rows, Isa::integer_rows,
           prepare<Isa>, multiply<Isa>,   unpack<Isa>,     vector_loops};
 }
 

@@ -66,7 +66,8 @@ constexpr std::int64_t panel_bytes(const PanelShape& shape) {
 // How the rows of x are given to the loops. Rows come in tiles of tile_rows(), the last one
 // smaller; a tile of m rows is
 //   f32   [in][m] float
-//   bf16  [in / 2][m][2] bfloat16, rounded to nearest even; for AMX [m][in], odd `in` padded
+//   bf16  [in / 2][m][2] bfloat16, rounded to nearest even; for AMX [in / 32][m][32], and behind
+//         those [m] of what is left, odd `in` padded
 //   int8  [in / 4][m][4] int8, then by group: scales [groups][m] float, scale * sum of x8 [groups][m] float,
 //         sum of x8 [groups][m] int32
 enum class Activation : std::uint8_t { f32, bf16, int8 };
@@ -148,6 +149,7 @@ struct PanelLoops {
   const char* name;
   bool bf16_pairs;   // x of bf16 matrices is bfloat16, not float32
   int dense_rows;    // rows of a tile
+  int pair_rows;     // of bfloat16
   int integer_rows;  // rows of a tile of int8
   void (*prepare)(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile);
   void (*multiply)(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel);
@@ -162,6 +164,7 @@ constexpr Activation activation_of(Format format, const PanelLoops& loops) {
   return format == Format::bf16 && loops.bf16_pairs ? Activation::bf16 : Activation::f32;
 }
 constexpr int tile_rows(Activation activation, const PanelLoops& loops) {
+  if (activation == Activation::bf16) return loops.pair_rows;
   return activation == Activation::int8 ? loops.integer_rows : loops.dense_rows;
 }
 

@@ -9,6 +9,7 @@ namespace {
 constexpr std::int64_t tile_height = 16;  // rows of x, or pairs of inputs
 constexpr std::int64_t tile_bytes = 64;   // of a row: 32 inputs, or 16 outputs
 constexpr std::int64_t pair_bytes = 4 * panel_outputs;
+constexpr std::int64_t steps_at_once = 8;  // of 32 inputs: a panel's part stays in the first-level cache
 
 // What stands at `memory` is written by now: compilers do not know that the tile instructions read it.
 inline void written(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
@@ -46,13 +47,20 @@ void configure(const TileShape& shape) {
   _tile_loadconfig(&config);
 }
 
-// y [rows][stride] of one panel (+)= x [rows][x_bytes] times `steps` of its tiles.
+// Of 32 rows of x the tiles of 16, one after the other along the inputs.
+struct TileRows {
+  const std::byte *upper, *lower;
+  std::int64_t row_bytes;
+};
+
+// sums [rows][32] (+)= x times `steps` of a panel's tiles.
 template <bool two>
-void add_tiles(const std::byte* x, std::int64_t x_bytes, const std::byte* panel, std::int64_t steps, float* y,
-               std::int64_t stride, bool starts, bool asks_ahead) {
-  const std::int64_t y_bytes = stride * 4;
-  written(y);
-  written(x);
+void add_tiles(TileRows x, const TileShape& shape, const std::byte* panel, std::int64_t steps, float* sums,
+               bool starts, bool asks_ahead) {
+  constexpr std::int64_t sum_bytes = 4 * panel_outputs;
+  float* lower = sums + tile_height * panel_outputs;
+  written(sums);
+  written(x.upper);
   if (starts) {
     _tile_zero(0);
     _tile_zero(1);
@@ -61,31 +69,33 @@ void add_tiles(const std::byte* x, std::int64_t x_bytes, const std::byte* panel,
       _tile_zero(3);
     }
   } else {
-    _tile_loadd(0, y, y_bytes);
-    _tile_loadd(1, y + 16, y_bytes);
+    _tile_loadd(0, sums, sum_bytes);
+    _tile_loadd(1, sums + 16, sum_bytes);
     if constexpr (two) {
-      _tile_loadd(2, y + tile_height * stride, y_bytes);
-      _tile_loadd(3, y + tile_height * stride + 16, y_bytes);
+      _tile_loadd(2, lower, sum_bytes);
+      _tile_loadd(3, lower + 16, sum_bytes);
     }
   }
-  for (std::int64_t step = 0; step < steps; ++step, x += tile_bytes, panel += tile_height * pair_bytes) {
+  for (std::int64_t step = 0; step < steps; ++step, panel += tile_height * pair_bytes) {
     if (asks_ahead) ahead<Avx512, 1>(panel, tile_height * pair_bytes);
-    _tile_loadd(4, x, x_bytes);
+    _tile_loadd(4, x.upper, x.row_bytes);
     _tile_loadd(6, panel, pair_bytes);
     _tile_loadd(7, panel + tile_bytes, pair_bytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (two) {
-      _tile_loadd(5, x + tile_height * x_bytes, x_bytes);
+      _tile_loadd(5, x.lower, x.row_bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
+    x.upper += shape.upper() * tile_bytes;
+    x.lower += shape.lower() * tile_bytes;
   }
-  _tile_stored(0, y, y_bytes);
-  _tile_stored(1, y + 16, y_bytes);
+  _tile_stored(0, sums, sum_bytes);
+  _tile_stored(1, sums + 16, sum_bytes);
   if constexpr (two) {
-    _tile_stored(2, y + tile_height * stride, y_bytes);
-    _tile_stored(3, y + tile_height * stride + 16, y_bytes);
+    _tile_stored(2, lower, sum_bytes);
+    _tile_stored(3, lower + 16, sum_bytes);
   }
 }
 
@@ -126,63 +136,56 @@ void multiply_row_as_tiles(const Multiply& args, std::int64_t index, std::int64_
       Avx512::store(args.y + (index + p * apart) * panel_outputs + v * Avx512::lanes, sums[p][v]);
 }
 
+// One panel for some rows, whose sums stand side by side until they are whole: in y, rows of a power of two
+// would push each other out of the first-level cache.
 class TileProduct {
  public:
-  explicit TileProduct(const Multiply& args)
-      : args_(args),
-        pairs_(even(args.shape.in) / 2),
-        x_bytes_(prepared_bytes(Activation::bf16, args.shape.in, 0)) {}
+  static constexpr std::int64_t most_rows = 256;
 
-  // Whole tiles of inputs, then what is left. The order of the sums is the same for
+  explicit TileProduct(const Multiply& args) : args_(args) {}
+
+  // Inputs in blocks, the last of which has fewer pairs than a tile. The order of the sums is the same for
   // any number of rows.
-  void add_panel(std::int64_t index) {
-    const std::int64_t whole = pairs_ / tile_height, rest = pairs_ % tile_height;
-    if (whole > 0) add_inputs(index, 0, tile_height, whole);
-    if (rest > 0) add_inputs(index, whole * tile_height, rest, 1);
-  }
-
- private:
-  void add_inputs(std::int64_t index, std::int64_t first_pair, std::int64_t pairs, std::int64_t steps) {
+  void add(std::int64_t index, std::int64_t first_row, std::int64_t rows) {
+    const std::int64_t pairs = even(args_.shape.in) / 2, whole = pairs / tile_height,
+                       rest = pairs % tile_height;
     const std::int64_t outputs = smaller(panel_outputs, args_.shape.out - index * panel_outputs);
-    const std::byte* panel = args_.panels + index * args_.panel_stride + first_pair * pair_bytes;
-    const bool starts = first_pair == 0 && !args_.adds;
-    for (std::int64_t row = 0; row < args_.rows; row += 2 * tile_height) {
-      const TileShape shape{smaller(2 * tile_height, args_.rows - row), pairs};
-      if (shape != shape_) configure(shape_ = shape);
-      const std::byte* x = args_.prepared + row * x_bytes_ + first_pair * 4;
-      float* y = args_.y + row * args_.stride + index * panel_outputs;
-      if (outputs == panel_outputs) {
-        add(x, panel, steps, y, args_.stride, starts);
-        continue;
-      }
-      float sums[2 * tile_height * panel_outputs] = {};
-      const auto copy = [&](bool in) {
-        for (std::int64_t r = 0; r < shape.rows; ++r) {
-          for (std::int64_t o = 0; o < outputs; ++o) {
-            float &sum = sums[r * panel_outputs + o], &result = y[r * args_.stride + o];
-            (in ? sum : result) = in ? result : sum;
-          }
-        }
-      };
-      if (!starts) copy(true);
-      add(x, panel, steps, sums, panel_outputs, starts);
-      copy(false);
+    float* y = args_.y + first_row * args_.stride + index * panel_outputs;
+    for (std::int64_t r = 0; args_.adds && r < rows; ++r) {
+      for (std::int64_t o = 0; o < outputs; ++o) sums_[r][o] = y[r * args_.stride + o];
+    }
+    const std::byte* panel = args_.panels + index * args_.panel_stride;
+    for (std::int64_t step = 0; step < whole; step += steps_at_once)
+      add_inputs(panel, first_row, rows, step, tile_height, smaller(steps_at_once, whole - step));
+    if (rest > 0) add_inputs(panel, first_row, rows, whole, rest, 1);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t o = 0; o < outputs; ++o) y[r * args_.stride + o] = sums_[r][o];
     }
   }
 
-  void add(const std::byte* x, const std::byte* panel, std::int64_t steps, float* y, std::int64_t stride,
-           bool starts) const {
-    const bool asks_ahead = args_.rows <= 2;
-    if (shape_.lower() > 0) {
-      add_tiles<true>(x, x_bytes_, panel, steps, y, stride, starts, asks_ahead);
-    } else {
-      add_tiles<false>(x, x_bytes_, panel, steps, y, stride, starts, asks_ahead);
+ private:
+  void add_inputs(const std::byte* panel, std::int64_t first_row, std::int64_t rows, std::int64_t step,
+                  std::int64_t pairs, std::int64_t steps) {
+    const std::int64_t x_bytes = prepared_bytes(Activation::bf16, args_.shape.in, 0);
+    const bool starts = step == 0 && !args_.adds, asks_ahead = args_.rows <= 2;
+    panel += step * tile_height * pair_bytes;
+    for (std::int64_t row = 0; row < rows; row += 2 * tile_height) {
+      const TileShape shape{smaller(2 * tile_height, rows - row), pairs};
+      if (shape != shape_) configure(shape_ = shape);
+      const std::byte* upper = args_.prepared + (first_row + row) * x_bytes;
+      const TileRows x{upper + step * tile_bytes * shape.upper(),
+                       upper + tile_height * x_bytes + step * tile_bytes * shape.lower(), 4 * pairs};
+      if (shape.lower() > 0) {
+        add_tiles<true>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
+      } else {
+        add_tiles<false>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
+      }
     }
   }
 
   const Multiply& args_;
-  std::int64_t pairs_, x_bytes_;
   TileShape shape_;
+  alignas(64) float sums_[most_rows][panel_outputs];
 };
 
 void multiply_by_tiles(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel) {
@@ -193,25 +196,44 @@ void multiply_by_tiles(const Multiply& args, std::int64_t first_panel, std::int6
     if (half > 0) first_panel += 2 * half;
   }
   TileProduct product(args);
-  for (std::int64_t p = first_panel; p < end_panel; ++p) product.add_panel(p);
+  for (std::int64_t row = 0; row < args.rows; row += TileProduct::most_rows) {
+    const std::int64_t rows = smaller(TileProduct::most_rows, args.rows - row);
+    for (std::int64_t p = first_panel; p < end_panel; ++p) product.add(p, row, rows);
+  }
   _tile_release();
 }
 
-// bfloat16 row by row, whatever the tile.
+inline std::uint16_t rounded(float value) {
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
+  const std::uint32_t nearest = (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
+  return static_cast<std::uint16_t>(value == value ? nearest : bits >> 16 | 0x40U);
+}
+
+// bfloat16 in tiles of 16 rows by 32 inputs.
 void prepare_for_tiles(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile) {
   if (args.activation != Activation::bf16) return prepare<Avx512>(args, first_tile, end_tile);
-  const std::int64_t end = smaller(args.rows, end_tile * Avx512::dense_rows), width = even(args.in);
-  for (std::int64_t row = first_tile * Avx512::dense_rows; row < end; ++row) {
-    const float* x = args.x + row * args.stride;
-    auto* to = reinterpret_cast<std::uint16_t*>(args.prepared) + row * width;
-    for (std::int64_t k = 0; k < args.in; ++k) to[k] = to_bf16(x[k]);
-    if (args.in % 2 != 0) to[args.in] = 0;
+  constexpr std::int64_t inputs = 2 * tile_height;
+  const std::int64_t width = even(args.in), end = smaller(args.rows, end_tile * tile_height);
+  for (std::int64_t first = first_tile * tile_height; first < end; first += tile_height) {
+    const std::int64_t m = smaller(tile_height, args.rows - first);
+    auto* tile = reinterpret_cast<std::uint16_t*>(args.prepared) + first * width;
+    for (std::int64_t row = 0; row < m; ++row) {
+      const float* x = args.x + (first + row) * args.stride;
+      std::int64_t k = 0;
+      for (; k + inputs <= args.in; k += inputs) {
+        std::uint16_t* to = tile + k * m + row * inputs;
+        for (std::int64_t i = 0; i < inputs; ++i) to[i] = rounded(x[k + i]);
+      }
+      std::uint16_t* to = tile + k * m + row * (width - k);
+      for (std::int64_t i = k; i < width; ++i) to[i - k] = i < args.in ? rounded(x[i]) : 0;
+    }
   }
 }
 
 constexpr PanelLoops by_tiles() {
   PanelLoops loops = panel_loops<Avx512>("amx");
   loops.bf16_pairs = true;
+  loops.pair_rows = tile_height;
   loops.prepare = prepare_for_tiles;
   loops.multiply = multiply_by_tiles;
   return loops;
