@@ -34,25 +34,26 @@ std::int64_t dense_index(Format format, std::int64_t k, std::int64_t o) {
   return format == Format::bf16 ? (k / 2 * panel_outputs + o) * 2 + k % 2 : k * panel_outputs + o;
 }
 
-template <class Element>
-void pack_dense(const Element* weight, const PanelShape& shape, std::int64_t index, Element* panel) {
+// Of 16 bits.
+void pack_dense(const std::uint16_t* weight, const PanelShape& shape, std::int64_t index,
+                std::uint16_t* panel) {
   for (std::int64_t o = 0; o < panel_outputs; ++o) {
     const std::int64_t row = index * panel_outputs + o;
     for (std::int64_t k = 0; k < shape.in + shape.in % 2; ++k) {
       const bool here = row < shape.out && k < shape.in;
-      panel[dense_index(shape.format, k, o)] = here ? weight[row * shape.in + k] : Element{0};
+      panel[dense_index(shape.format, k, o)] = here ? weight[row * shape.in + k] : std::uint16_t{0};
     }
   }
 }
 
-// A whole panel of 32 rows.
-void pack_turned(const float* rows, std::int64_t in, float* panel) {
+// `rows` [count][in], at most 32 of them.
+void pack_turned(const float* rows, std::int64_t count, std::int64_t in, float* panel) {
   const std::int64_t whole = in / panel_outputs * panel_outputs;
+  if (count < panel_outputs) std::fill_n(panel, even(in) * panel_outputs, 0.0F);
   for (std::int64_t k = 0; k < whole; k += panel_outputs)
-    current_loops().vectors.turn(rows + k, in, panel_outputs, panel + k * panel_outputs, panel_outputs);
-  for (std::int64_t k = whole; k < in + in % 2; ++k) {
-    for (std::int64_t o = 0; o < panel_outputs; ++o)
-      panel[k * panel_outputs + o] = k < in ? rows[o * in + k] : 0.0F;
+    current_loops().vectors.turn(rows + k, in, count, panel + k * panel_outputs, panel_outputs);
+  for (std::int64_t k = whole; k < even(in); ++k) {
+    for (std::int64_t o = 0; o < count; ++o) panel[k * panel_outputs + o] = k < in ? rows[o * in + k] : 0.0F;
   }
 }
 
@@ -186,11 +187,11 @@ std::size_t Matrix::bytes() const {
 }
 
 void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index, std::byte* panel) {
-  if (shape.format == Format::f32 && (index + 1) * panel_outputs <= shape.out) {
-    pack_turned(static_cast<const float*>(weight) + index * panel_outputs * shape.in, shape.in,
+  if (shape.format == Format::f32) {
+    const std::int64_t first = index * panel_outputs;
+    pack_turned(static_cast<const float*>(weight) + first * shape.in,
+                std::min<std::int64_t>(panel_outputs, shape.out - first), shape.in,
                 reinterpret_cast<float*>(panel));
-  } else if (shape.format == Format::f32) {
-    pack_dense(static_cast<const float*>(weight), shape, index, reinterpret_cast<float*>(panel));
   } else {
     pack_dense(static_cast<const std::uint16_t*>(weight), shape, index,
                reinterpret_cast<std::uint16_t*>(panel));

@@ -21,7 +21,7 @@ inline float add_lanes(const float (&lanes)[sum_lanes]) {
 }
 
 // e^v within 2^-22, of v within ±87; beyond, of the nearer bound. NaN stays NaN.
-inline float exponential(float v) {
+[[gnu::always_inline]] inline float exponential(float v) {
   constexpr float log2_e = 1.44269504F, magic = 12582912.0F;           // 1.5 * 2^23
   constexpr float ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;  // their sum is ln 2
   v = v < -87.0F ? -87.0F : v;
