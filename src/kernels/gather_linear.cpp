@@ -164,14 +164,18 @@ class GatherTransposed : public CpuPrimitive {
 // the gradient times x, [E, out, in].
 class GatherOuter : public CpuPrimitive {
  public:
-  using CpuPrimitive::CpuPrimitive;
+  GatherOuter(mx::Stream stream, bool shares_rows) : CpuPrimitive(stream), shares_rows_(shares_rows) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     const mx::array &dy = inputs[0], &x = inputs[1], &ids = inputs[2];
-    const Call call{x.data<float>(), ids.data<std::int32_t>(),
-                    nullptr,         static_cast<std::int64_t>(ids.size()),
-                    ids.shape(1),    x.ndim() == 2,
-                    x.shape(-1),     dy.shape(2)};
+    const Call call{x.data<float>(),
+                    ids.data<std::int32_t>(),
+                    nullptr,
+                    static_cast<std::int64_t>(ids.size()),
+                    ids.shape(1),
+                    shares_rows_,
+                    outputs[0].shape(2),
+                    dy.shape(2)};
     return [call, dy = dy.data<float>(), to = result_of(outputs[0]), experts = outputs[0].shape(0)] {
       std::fill_n(to, experts * call.out * call.in, 0.0F);
       const Sorted sorted = sort_by_expert(call.ids, call.pairs, experts);
@@ -190,6 +194,9 @@ class GatherOuter : public CpuPrimitive {
     };
   }
   const char* name() const override { return "TandemGatherOuter"; }
+
+ private:
+  bool shares_rows_;
 };
 
 // rows [..., 1, in], of which each takes the expert of its id. MLX 0.32.4 is not told of sorted ids, with
@@ -312,7 +319,7 @@ class GatherLinear : public CpuPrimitive {
       return shares_rows_ ? mx::sum(by_pair, 1, false, s) : mx::reshape(by_pair, primals[0].shape(), s);
     };
     const auto by_weight = [&] {
-      const mx::array sums(primals[2].shape(), mx::float32, std::make_shared<GatherOuter>(s),
+      const mx::array sums(primals[2].shape(), mx::float32, std::make_shared<GatherOuter>(s, shares_rows_),
                            {row_major(dy, s), row_major(primals[0], s), ids});
       return mx::astype(sums, primals[2].dtype(), s);
     };
@@ -395,7 +402,7 @@ mx::array gather_linear(const mx::array& x, const Experts& experts, const mx::ar
     throw std::invalid_argument("gather_linear: quantised experts must be packed for a CPU stream");
   std::vector<mx::array> inputs{as_float_rows(x, stream),
                                 row_major(mx::astype(ids, mx::int32, stream), stream)};
-  if (experts.packed.empty()) inputs.push_back(mx::contiguous(*experts.weight, false, stream));
+  if (experts.packed.empty()) inputs.push_back(row_major(*experts.weight, stream));
   return mx::array({ids.shape(0), ids.shape(1), experts.out()}, mx::float32,
                    std::make_shared<GatherLinear>(stream, experts.packed, x.ndim() == 2), std::move(inputs));
 }
@@ -406,11 +413,12 @@ mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrD
   if (x.ndim() != 2 || x.shape(1) != count * heads.in())
     throw std::invalid_argument("linear_by_head: x and the heads do not fit together");
   if (stream.device == mx::Device::cpu) {
-    if (heads.packed.empty()) return by_head_by_mlx(as_float_rows(x, stream), heads, stream);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(rows) * count);
     for (int i = 0; i < rows * count; ++i) ids[i] = i % count;
+    std::vector<mx::array> inputs{as_float_rows(x, stream), mx::array(ids.data(), {rows, count}, mx::int32)};
+    if (heads.packed.empty()) inputs.push_back(row_major(*heads.weight, stream));
     return mx::array({rows, out}, mx::float32, std::make_shared<GatherLinear>(stream, heads.packed, false),
-                     {as_float_rows(x, stream), mx::array(ids.data(), {rows, count}, mx::int32)});
+                     std::move(inputs));
   }
   const bool as_dense = heads.affine && is_cuda(stream);
   return by_head_by_mlx(x, as_dense ? dequantised(heads, stream) : heads, stream);

@@ -179,5 +179,21 @@ TEST_F(GatherLinearTest, HeadsHaveGradientsByTheirRows) {
   }
 }
 
+TEST_F(GatherLinearTest, HeadsHaveGradientsByTheirWeights) {
+  const mx::array c = mx::random::normal({40, experts_count * out}),
+                  x = mx::random::normal({40, experts_count * in});
+  const auto loss = [&](const std::vector<mx::array>& at) {
+    const Experts heads{at[0], std::nullopt, {}};
+    return mx::sum(mx::multiply(linear_by_head(x, heads, mx::Device::cpu), c));
+  };
+  const auto by_head = [](const mx::array& rows, int width) {  // [H, T, width]
+    return mx::swapaxes(mx::reshape(rows, {40, experts_count, width}), 0, 1);
+  };
+  const mx::array found =
+      mx::value_and_grad(loss, std::vector{0})({mx::random::normal({experts_count, out, in})}).second.front();
+  const mx::array expected = mx::matmul(mx::swapaxes(by_head(c, out), 1, 2), by_head(x, in));
+  EXPECT_TRUE(mx::allclose(found, expected, 1e-4, 1e-4).item<bool>());
+}
+
 }  // namespace
 }  // namespace tandem::kernels
