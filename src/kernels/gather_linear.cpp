@@ -72,12 +72,16 @@ void by_expert(const Call& call, int experts,
                const std::function<void(const Sorted&, const float*, float*)>& run) {
   const Sorted sorted = sort_by_expert(call.ids, call.pairs, experts);
   const auto count = static_cast<std::int64_t>(sorted.pairs.size());
-  std::vector<float> rows(count * call.in), results(count * call.out);
-  parallel(count,
-           [&](std::int64_t i) { std::copy_n(call.row_of(sorted.pairs[i]), call.in, &rows[i * call.in]); });
-  run(sorted, rows.data(), results.data());
-  parallel(count, [&](std::int64_t i) {
-    std::copy_n(&results[i * call.out], call.out, call.y + sorted.pairs[i] * call.out);
+  thread_local std::vector<float> kept_rows, kept_results;  // fresh memory would be paged in anew
+  if (std::ssize(kept_rows) < count * call.in) kept_rows.resize(count * call.in);
+  if (std::ssize(kept_results) < count * call.out) kept_results.resize(count * call.out);
+  float *rows = kept_rows.data(), *results = kept_results.data();
+  parallel_rows(count, call.in, [&](std::int64_t i) {
+    std::copy_n(call.row_of(sorted.pairs[i]), call.in, rows + i * call.in);
+  });
+  run(sorted, rows, results);
+  parallel_rows(count, call.out, [&](std::int64_t i) {
+    std::copy_n(results + i * call.out, call.out, call.y + sorted.pairs[i] * call.out);
   });
   fill_strays(call, experts);
 }

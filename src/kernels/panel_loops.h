@@ -87,17 +87,23 @@ inline void prepare_int8(const float* x, std::int64_t in, int group, std::byte* 
   }
 }
 
+// One row of a tile of m rows, as int8 or bfloat16.
 inline void prepare_row(const Prepare& args, const float* x, std::byte* tile, int row, int m) {
   if (args.activation == Activation::int8) {
     prepare_int8(x, args.in, args.group, tile, row, m);
-  } else if (args.activation == Activation::bf16) {
+  } else {
     auto* to = reinterpret_cast<std::uint16_t*>(tile);
     for (std::int64_t k = 0; k < args.in; ++k) to[(k / 2 * m + row) * 2 + k % 2] = to_bf16(x[k]);
     if (args.in % 2 != 0) to[(args.in / 2 * m + row) * 2 + 1] = 0;
-  } else {
-    auto* to = reinterpret_cast<float*>(tile);
-    for (std::int64_t k = 0; k < args.in; ++k) to[k * m + row] = x[k];
-    if (args.in % 2 != 0) to[args.in * m + row] = 0;
+  }
+}
+
+// A tile of m rows of floats.
+inline void prepare_floats(const Prepare& args, const float* x, float* tile, int m) {
+  const std::int64_t whole = args.in / panel_outputs * panel_outputs;
+  for (std::int64_t k = 0; k < whole; k += panel_outputs) turn(x + k, args.stride, m, tile + k * m, m);
+  for (std::int64_t k = whole; k < even(args.in); ++k) {
+    for (int row = 0; row < m; ++row) tile[k * m + row] = k < args.in ? x[row * args.stride + k] : 0;
   }
 }
 
@@ -108,6 +114,11 @@ void prepare(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile
   for (std::int64_t tile = first_tile; tile < end_tile; ++tile) {
     const std::int64_t first = tile * rows;
     const int m = static_cast<int>(smaller(rows, args.rows - first));
+    if (args.activation == Activation::f32) {
+      prepare_floats(args, args.x + first * args.stride,
+                     reinterpret_cast<float*>(args.prepared + first * bytes), m);
+      continue;
+    }
     for (int row = 0; row < m; ++row) {
       prepare_row(args, args.x + (first + row) * args.stride, args.prepared + first * bytes, row, m);
     }
