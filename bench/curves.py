@@ -22,7 +22,10 @@ MODEL = ROOT / "assets/demo-model"
 SPLITS = {"recomputed": ["--grad-checkpoint"], "tp 2": ["--ranks", 2], "dp 2": ["--ranks", 2, "--parallel", "dp"],
           "tp 2, recomputed": ["--ranks", 2, "--grad-checkpoint"],
           "dp 2, recomputed": ["--ranks", 2, "--parallel", "dp", "--grad-checkpoint"],
-          "dp 3": ["--ranks", 3, "--parallel", "dp"]}
+          "dp 3": ["--ranks", 3, "--parallel", "dp"], "tp 2, 2 replicas": ["--ranks", 4, "--replicas", 2],
+          "pp 2": ["--ranks", 2, "--parallel", "pp"], "pp 2, recomputed": ["--ranks", 2, "--parallel", "pp", "--grad-checkpoint"],
+          "sdp 2": ["--ranks", 2, "--parallel", "sdp"],
+          "sdp 2, recomputed": ["--ranks", 2, "--parallel", "sdp", "--grad-checkpoint"]}
 TIMEOUT_S = 1800
 
 
@@ -67,6 +70,8 @@ def curve_rows(args, folder):
         one = losses(command_of(args, folder / "data", folder / f"{method}-1", args.steps, *of_method), folder / f"{method}-1")
         print(f"{method}: {one[0]:.3f} to {one[-1]:.3f}", file=sys.stderr)
         for name, split in SPLITS.items():
+            if method == "lora" and name.startswith("sdp"):
+                continue  # of adapters there is none
             out = folder / f"{method}-{name}"
             command = command_of(args, folder / "data", out, args.steps, *of_method, *split)
             other = losses(command, out)

@@ -238,7 +238,10 @@ void add_bench(CLI::App& program) {
   verb->add_flag("--json", flags->json, "One JSON object with every figure");
   add_request_flags(*verb, flags->cluster);
   add_cluster_flags(*verb, flags->cluster);
-  verb->callback([flags] { run(*flags); });
+  verb->callback([verb, flags] {
+    if (!flags->training.method.empty()) settle_activations(*verb, flags->training.dtype, flags->cluster);
+    run(*flags);
+  });
 }
 
 }  // namespace tandem::cli

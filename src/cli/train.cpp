@@ -34,6 +34,7 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
       {"Data", fmt::format("{}: {}", flags.data, counted(texts, "text"))},
       {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
       {"Split", describe_size(plan) + (plan.stages.size() > 1  ? ", pp"
+                                       : t.replicas > 1        ? fmt::format(", {} replicas", t.replicas)
                                        : plan.world_size() > 1 ? ", " + flags.parallel
                                                                : "")},
       {"Steps",
@@ -261,11 +262,11 @@ void add_train(CLI::App& program, int& exit_code) {
   add_lora_flags(*verb, flags->training);
   add_step_flags(*verb, *flags);
   add_report_flags(*verb, *flags);
-  flags->cluster.activations = "float32";
   add_cluster_flags(*verb, flags->cluster);
   verb->callback([verb, flags, &exit_code] {
     auto& training = flags->training;
     if (verb->count("--beta1") == 0) training.beta1 = train::usual_beta1(training.optimizer);
+    settle_activations(*verb, training.dtype, flags->cluster);
     exit_code = run(*flags);
   });
 }

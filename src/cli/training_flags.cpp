@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "base/limits.h"
+#include "cli/terminal.h"
 #include "parallel/shard.h"
 
 namespace tandem::cli {
@@ -14,6 +18,12 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
           "batch; sdp: as dp, but each holds some rows of every matrix and gathers a layer's to compute it, "
           "with --grad-checkpoint one layer's at a time; pp: each has some of the layers")
       ->check(CLI::IsMember({"tp", "dp", "sdp", "pp"}))
+      ->capture_default_str();
+  verb.add_option(
+          "--replicas", training.replicas,
+          "With --parallel tp: the ranks are so many groups, each of which shares a model of its own and "
+          "takes a part of every batch")
+      ->check(CLI::Range(1, limits::ranks))
       ->capture_default_str();
   verb.add_option(
           "--dtype", training.dtype,
@@ -50,6 +60,11 @@ void check_kv_heads(const parallel::Stage& stage, const models::ModelConfig& con
 
 }  // namespace
 
+void settle_activations(const CLI::App& verb, const std::string& dtype, ClusterFlags& flags) {
+  const bool half = dtype == "bfloat16" || dtype == "float16";
+  if (verb.count("--activations") == 0) flags.activations = half ? "auto" : "float32";
+}
+
 parallel::Plan make_training_plan(ClusterFlags flags, const std::string& parallel,
                                   const models::ModelConfig& config) {
   if (parallel == "pp" && flags.plan.empty()) flags.plan = "pp";
@@ -67,11 +82,32 @@ cluster::Training split_training(cluster::Training training, const std::string& 
     throw InputError(
         "--parallel sdp: of what an adapter leaves as it is every rank would hold all: take tp or pp, or "
         "--method full");
-  training.replicas = replicated ? plan.world_size() : 1;
+  if (training.replicas > 1 && parallel != "tp")
+    throw InputError(fmt::format("--replicas {}: is for --parallel tp: leave it out", training.replicas));
+  if (training.replicas > 1 && (staged || plan.world_size() % training.replicas != 0))
+    throw InputError(fmt::format("--replicas {}: {} in {} do not divide into so many equal groups",
+                                 training.replicas, counted(plan.world_size(), "rank"),
+                                 counted(plan.stages.size(), "stage")));
+  if (replicated) training.replicas = plan.world_size();
   training.sharded = parallel == "sdp" && plan.world_size() > 1;
-  if (replicated) return training;
+  if (replicated) {
+    for (const auto& rank : plan.stages.front().ranks) training.shares.push_back(rank.share);
+    return training;
+  }
   if (parallel == "pp" && !staged && plan.world_size() > 1)
     throw InputError("--parallel pp: the plan has one stage: leave --plan out, or give a file with several");
+  if (training.replicas > 1) {
+    parallel::Stage replica = plan.stages.front();
+    const auto equals_first = [&](const auto& rank) { return rank.share == replica.ranks.front().share; };
+    if (!std::all_of(replica.ranks.begin(), replica.ranks.end(), equals_first))
+      throw InputError(
+          fmt::format("--replicas {}: the plan's ranks have unequal shares: leave it out, or the shares",
+                      training.replicas));
+    replica.ranks.assign(replica.ranks.size() / static_cast<std::size_t>(training.replicas),
+                         {.host = "", .share = 1.0 * training.replicas / plan.world_size()});
+    check_kv_heads(replica, config);
+    return training;
+  }
   for (const auto& stage : plan.stages) check_kv_heads(stage, config);
   if (staged && config.tied_embeddings &&
       shards_of(plan.stages.front(), config).front().vocabulary_sizes !=

@@ -14,6 +14,9 @@ namespace tandem::cli {
 // --parallel, --dtype and --grad-checkpoint.
 void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training& training);
 
+// Where they are not asked for: rounded as for inference where training computes in half precision.
+void settle_activations(const CLI::App& verb, const std::string& dtype, ClusterFlags& flags);
+
 // The flags' plan: of pipeline stages where `--parallel` says so and no other plan is given.
 parallel::Plan make_training_plan(ClusterFlags flags, const std::string& parallel,
                                   const models::ModelConfig& config);

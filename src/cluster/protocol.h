@@ -17,14 +17,15 @@
 
 namespace tandem::cluster {
 
-inline constexpr int protocol_version = 8;
+inline constexpr int protocol_version = 9;
 
 // How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
 // whole model.
 struct Training {
   std::string method = "lora";  // or dora, full
   int replicas = 1;
-  bool sharded = false;  // each rank holds a part of its replica (train/sharded_model.h)
+  std::vector<double> shares;  // of each replica in every batch; none: equal ones
+  bool sharded = false;        // each rank holds a part of its replica (train/sharded_model.h)
   int lora_rank = 8;
   float lora_scale = 20;
   int lora_layers = 16;
@@ -131,9 +132,9 @@ struct Failed {
   std::string message;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, sharded, lora_rank, lora_scale, lora_layers,
-                                   lora_keys, seed, optimizer, optimizer_bits, beta1, beta2, weight_decay,
-                                   clip, balance_rate, recompute, dtype, from_scratch)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, shares, sharded, lora_rank, lora_scale,
+                                   lora_layers, lora_keys, seed, optimizer, optimizer_bits, beta1, beta2,
+                                   weight_decay, clip, balance_rate, recompute, dtype, from_scratch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, cache_shards, device, backend,
                                    fp8, wire, activations, kv_bits, adapter, training, threads, ranks_on_host,
                                    cores, loopback, verbosity)

@@ -40,7 +40,7 @@ json finite_or_null(double value) { return std::isfinite(value) ? json(value) : 
 train::Ranks ranks_of(const TrainingPlace& here, const Training& training, mx::Dtype activations) {
   const auto& world = here.world;
   if (here.place.stages > 1)
-    return {world, {here.stage, activations}, parallel::single_rank_group(), here.place};
+    return {world, {here.stage, activations}, parallel::single_rank_group(), {1}, here.place};
   const int replicas = training.replicas, sharers = world.size() / replicas;
   const auto part = [&](int size, int color) {
     if (size == world.size()) return world;
@@ -49,7 +49,10 @@ train::Ranks ranks_of(const TrainingPlace& here, const Training& training, mx::D
   const auto stage = part(sharers, world.rank() / sharers);
   parallel::Place alone;
   alone.rank = stage.rank();
-  return {world, {stage, activations}, part(replicas, world.rank() % sharers), alone, training.sharded};
+  auto shares = training.shares;
+  shares.resize(static_cast<std::size_t>(replicas), 1);
+  return {world, {stage, activations}, part(replicas, world.rank() % sharers), shares,
+          alone, training.sharded};
 }
 
 // InputError where a product that is to be adapted is in no layer of any stage.

@@ -158,6 +158,21 @@ void shuffle(std::vector<T>& items, std::mt19937_64& random) {
 
 }  // namespace
 
+std::vector<Sequence> part_of(const std::vector<Sequence>& sequences, const std::vector<double>& shares,
+                              int rank) {
+  std::vector<double> tokens(shares.size());
+  std::vector<Sequence> part;
+  for (const auto& sequence : sequences) {
+    std::size_t next = 0;
+    for (std::size_t i = 1; i < shares.size(); ++i) {
+      if (tokens[i] / shares[i] < tokens[next] / shares[next]) next = i;
+    }
+    tokens[next] += static_cast<double>(sequence.ids.size());
+    if (next == static_cast<std::size_t>(rank)) part.push_back(sequence);
+  }
+  return part;
+}
+
 Batches::Batches(std::vector<Sequence> sequences, int size, std::uint64_t seed)
     : sequences_(std::move(sequences)),
       size_(std::min(sequences_.size(), static_cast<std::size_t>(size))),

@@ -65,6 +65,11 @@ class TextReader {
   std::vector<std::string> skipped_;
 };
 
+// Which of the sequences are those of rank `rank`: one after the other is the rank's that has the fewest
+// tokens so far for its share. The ranks' sequences are all of them, each once.
+std::vector<Sequence> part_of(const std::vector<Sequence>& sequences, const std::vector<double>& shares,
+                              int rank);
+
 // Batches of `size` sequences, one of an epoch perhaps smaller, for ever: each epoch has every sequence once,
 // in an order that depends on the seed and the epoch alone. Some batches' sequences at a time are sorted by
 // length, so that those of a batch are alike, though not the same in every epoch.

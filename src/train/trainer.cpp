@@ -10,6 +10,7 @@
 
 #include "parallel/collectives.h"
 #include "parallel/tcp_group.h"
+#include "train/data.h"
 #include "train/parts.h"
 
 namespace tandem::train {
@@ -46,10 +47,7 @@ Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const Traine
 }
 
 std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const {
-  std::vector<Sequence> found;
-  for (std::size_t i = static_cast<std::size_t>(ranks_.data.rank()); i < sequences.size();
-       i += static_cast<std::size_t>(ranks_.data.size()))
-    found.push_back(sequences[i]);
+  std::vector<Sequence> found = part_of(sequences, ranks_.shares, ranks_.data.rank());
   // A rank with nothing to compute still has parts of matrices to give.
   if (ranks_.sharded && input_rows(found) == 0) found.push_back({{0, 0}, /*loss_from=*/2});
   return found;

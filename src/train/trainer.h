@@ -16,8 +16,9 @@ struct Ranks {
   models::Group world;
   models::Context stage;  // the ranks that share the matrices of this one's layers
   models::Group data;     // the ranks that hold the same part of the model, each with sequences of its own
-  parallel::Place place;  // of more stages than one: then `data` is this rank alone
-  bool sharded = false;   // the ranks of `data` hold parts of the matrices (sharded_model.h)
+  std::vector<double> shares;  // of each of those in every batch
+  parallel::Place place;       // of more stages than one: then `data` is this rank alone
+  bool sharded = false;        // the ranks of `data` hold parts of the matrices (sharded_model.h)
 
   // The ranks with the other parts of this one's tensors.
   const models::Group& parts() const { return sharded ? data : stage.group; }

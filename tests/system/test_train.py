@@ -204,6 +204,25 @@ def test_the_scale_of_a_float16_loss_outlives_a_stop(tmp_path):
 
 
 # A stage of unequal ranks, a stage of one; one that has nothing to learn; more steps to go on from on other plans.
+def test_unequal_shares_of_batches_learn_as_one_rank_does(tmp_path):
+    data, plan = write_data(tmp_path / "data", QUESTIONS), tmp_path / "plan.json"
+    how = ["--method", "full", "--iters", 6]
+    one, _ = losses(data, tmp_path / "one", *how)
+    for parallel in ("dp", "sdp"):
+        ranks = [{"host": "local", "share": share} for share in (1, 3)]
+        plan.write_text(json.dumps({"stages": [{"layers": [0, 6], "ranks": ranks}]}))
+        found, _ = losses(data, tmp_path / parallel, *how, "--parallel", parallel, "--plan", plan)
+        assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, found, strict=True)), (parallel, one, found)
+
+
+def test_replicas_that_do_not_fit_are_refused(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for split, said in ((["--ranks", 3, "--replicas", 2], b"do not divide into so many equal groups"),
+                        (["--ranks", 2, "--replicas", 2, "--parallel", "dp"], b"is for --parallel tp")):
+        refused = train_some(data, tmp_path / "out", *split)
+        assert refused.returncode == 2 and said in refused.stderr, refused.stderr
+
+
 def test_stages_learn_as_one_rank_does(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     ranks = [{"host": "local", "share": share} for share in (1, 3)]
@@ -219,7 +238,7 @@ def test_stages_learn_as_one_rank_does(tmp_path):
             lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
             found[name] = [line["train_loss"] for line in lines if "train_loss" in line]
         for name in splits:
-            assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found["one"], found[name], strict=True)), (method, found)
+            assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(found["one"], found[name], strict=True)), (method, found)
     for name, split in {"stages": [], "one": ["--plan", plan]}.items():
         done = train_some(data, tmp_path / f"lora-{name}", "--iters", 9, "--resume", *split)
         assert done.returncode == 0, done.stderr.decode()

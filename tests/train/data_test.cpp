@@ -19,6 +19,28 @@ std::vector<Sequence> numbered(int count) {
   return all;
 }
 
+TEST(PartOf, GivesEachRankTokensByItsShare) {
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < 60; ++i)
+    sequences.push_back({std::vector<int>(static_cast<std::size_t>(5 + i % 7), i), 1});
+  std::vector<std::size_t> tokens;
+  std::vector<int> seen;
+  for (int rank = 0; rank < 3; ++rank) {
+    tokens.push_back(0);
+    for (const auto& one : part_of(sequences, {0.6, 0.1, 0.3}, rank)) {
+      tokens.back() += one.ids.size();
+      seen.push_back(one.ids.front());
+    }
+  }
+  std::sort(seen.begin(), seen.end());
+  for (int i = 0; i < 60; ++i) EXPECT_EQ(seen.at(i), i);
+  EXPECT_EQ(seen.size(), 60U);
+  const double all = static_cast<double>(tokens[0] + tokens[1] + tokens[2]);
+  EXPECT_NEAR(tokens[0] / all, 0.6, 0.03);
+  EXPECT_NEAR(tokens[1] / all, 0.1, 0.03);
+  EXPECT_EQ(part_of({{{1, 2}, 1}}, {1, 1}, 1).size(), 0U);
+}
+
 TEST(Batches, EachEpochHasEverySequenceOnceInAnotherOrder) {
   Batches batches(numbered(11), 2, 7);
   ASSERT_EQ(batches.in_an_epoch(), 6);
