@@ -85,8 +85,12 @@ int run(TrainFlags flags) {
     throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
   if (flags.training.balance_rate > 0 && !trains_all(flags))
     throw InputError("--balance-rate: an adapter leaves routers as they are: give --method full, or no rate");
+  if (flags.training.balance_loss > 0 && !trains_all(flags))
+    throw InputError("--balance-loss: an adapter leaves routers as they are: give --method full, or no loss");
   const auto folder = find_model(flags.model);
   const auto config = models::load_config(folder);
+  if (flags.training.balance_loss > 0 && config.expert_layers.empty())
+    throw InputError(fmt::format("--balance-loss: {} has no experts: leave it out", flags.model));
   if (flags.training.balance_rate > 0 && !config.router_bias)
     throw InputError(
         fmt::format("--balance-rate: the routers of {} have no e_score_correction_bias, as DeepSeek-V3's do: "
@@ -206,6 +210,12 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
                   "With --method full: what a step adds to the bias by which DeepSeek-V3's routers choose an "
                   "expert that had less than its share of tokens, and takes off the others'; 0: nothing. V3: "
                   "0.001")
+      ->check(at_least(0.0))
+      ->capture_default_str();
+  verb.add_option(
+          "--balance-loss", training.balance_loss,
+          "With --method full: the weight in the loss of how unevenly a text's tokens choose experts, as "
+          "DeepSeek-V3 has it; 0: none. V3: 0.0001")
       ->check(at_least(0.0))
       ->capture_default_str();
   verb.add_option("--seed", training.seed, "Of the order of texts and of adapters' first values")

@@ -36,6 +36,7 @@ struct Training {
   float beta1 = 0.9F, beta2 = 0.999F, weight_decay = 0.01F;
   float clip = 0;
   float balance_rate = 0;  // train/optimizer.h
+  float balance_loss = 0;  // models/layers.h: Context
   bool recompute = false;
   std::string dtype = "auto";  // of activations, and of the weights they meet: float32, bfloat16 or float16
   bool from_scratch = false;   // from first weights of Start::shape (weights/initial_source.h)
@@ -134,7 +135,8 @@ struct Failed {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, shares, sharded, lora_rank, lora_scale,
                                    lora_layers, lora_keys, seed, optimizer, optimizer_bits, beta1, beta2,
-                                   weight_decay, clip, balance_rate, recompute, dtype, from_scratch)
+                                   weight_decay, clip, balance_rate, balance_loss, recompute, dtype,
+                                   from_scratch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, cache_shards, device, backend,
                                    fp8, wire, activations, kv_bits, adapter, training, threads, ranks_on_host,
                                    cores, loopback, verbosity)

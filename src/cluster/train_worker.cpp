@@ -179,6 +179,8 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
   if (!gpu) hardware::keep_freed_memory();
   const mx::Dtype activations = activations_of(training.dtype, device);
   auto ranks = ranks_of(here, training, activations);
+  // Each of the ranks that share a router adds a part of its gradient.
+  ranks.stage.balance_loss = training.balance_loss / static_cast<float>(ranks.stage.group.size());
   const int sharers = ranks.stage.group.size();
   const auto& planned = here.plan.stages[here.place.stage];
   std::vector<double> shares;

@@ -15,7 +15,8 @@ namespace tandem::models {
 struct Pass {
   kernels::Angles angles;
   const std::vector<SequenceRows>& sequences;
-  float eps;  // of norms
+  float eps;                                // of norms
+  std::vector<float> balance_weights = {};  // of each sequence's balance in the loss; none: there is none
 
   std::vector<kernels::AttentionRows> rows(int layer) const;
 };

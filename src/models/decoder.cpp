@@ -18,8 +18,10 @@ mx::array attend(const DecoderLayer& layer, const mx::array& x, const Pass& pass
                     layer.attention);
 }
 
-mx::array feed_forward(const DecoderLayer& layer, const mx::array& x) {
-  return std::visit([&](const auto& ffn) { return feed_forward(ffn, x); }, layer.ffn);
+mx::array feed_forward(const DecoderLayer& layer, const mx::array& x, const Pass& pass) {
+  if (const auto* mixture = std::get_if<Mixture>(&layer.ffn))
+    return feed_forward(*mixture, x, pass.sequences, pass.balance_weights);
+  return feed_forward(std::get<FeedForward>(layer.ffn), x);
 }
 
 // The sum over ranks of a feed-forward's parts, with the bias that a dense one may have.
@@ -57,7 +59,7 @@ mx::array forward(const Decoder& model, const mx::array& input, const std::vecto
     const auto first = kernels::fused({x, attend(layer, normed, pass, i)});
     const auto attended =
         kernels::add_rms_norm(first[0], reduced(first[1], output_of(layer), context), layer.ffn_norm, eps);
-    const auto second = kernels::fused({attended.sum, feed_forward(layer, attended.norm)});
+    const auto second = kernels::fused({attended.sum, feed_forward(layer, attended.norm, pass)});
     const mx::array part = reduced_ffn(second[1], layer, context);
     const bool last = i + 1 == layers;
     if (last && !model.norm) return kernels::add(second[0], part);
@@ -76,8 +78,8 @@ mx::array layer_output(const DecoderLayer& layer, const mx::array& x, const Pass
   };
   const mx::array attention = attend(layer, normed(x, layer.attention_norm), pass, index);
   const mx::array attended = kernels::add(x, reduced(attention, output_of(layer), context));
-  return kernels::add(attended,
-                      reduced_ffn(feed_forward(layer, normed(attended, layer.ffn_norm)), layer, context));
+  return kernels::add(
+      attended, reduced_ffn(feed_forward(layer, normed(attended, layer.ffn_norm), pass), layer, context));
 }
 
 mx::array logits(const Decoder& model, const mx::array& hidden, const Context& context) {

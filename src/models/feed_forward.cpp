@@ -3,6 +3,7 @@
 #include <mlx/ops.h>
 
 #include "kernels/linear.h"
+#include "kernels/sequence_balance.h"
 #include "models/loading.h"
 
 namespace tandem::models {
@@ -27,9 +28,16 @@ mx::array feed_forward(const FeedForward& w, const mx::array& x) {
   return products(kernels::silu_multiply(projected[0], projected[1]), {&w.down}).front();
 }
 
-mx::array feed_forward(const Mixture& w, const mx::array& x) {
-  const auto routes = kernels::route(kernels::linear(x, w.router), w.router_bias, w.routing);  // [T, k]
-  const mx::array gate = product(x, w.gate, routes.ids);                                       // [T, k, ffn]
+mx::array feed_forward(const Mixture& w, const mx::array& x, const std::vector<SequenceRows>& sequences,
+                       const std::vector<float>& balance_weights) {
+  mx::array logits = kernels::linear(x, w.router);
+  if (!balance_weights.empty()) {
+    std::vector<int> tokens;
+    for (const auto& sequence : sequences) tokens.push_back(sequence.tokens);
+    logits = kernels::with_sequence_balance(logits, w.routing, tokens, balance_weights);
+  }
+  const auto routes = kernels::route(logits, w.router_bias, w.routing);  // [T, k]
+  const mx::array gate = product(x, w.gate, routes.ids);                 // [T, k, ffn]
   const mx::array up = product(x, w.up, routes.ids);
   const mx::array y = product(kernels::silu_multiply(gate, up), w.down, routes.ids);
   const mx::array routed = kernels::weighted_sum(y, routes.weights);  // [T, hidden]

@@ -44,7 +44,10 @@ struct Mixture {
 
 // x [T, hidden], normed → this rank's part of the output [T, hidden].
 mlx::core::array feed_forward(const FeedForward& w, const mlx::core::array& x);
-mlx::core::array feed_forward(const Mixture& w, const mlx::core::array& x);
+// With balance_weights, the sequences' balance in the loss (attention.h: Pass).
+mlx::core::array feed_forward(const Mixture& w, const mlx::core::array& x,
+                              const std::vector<SequenceRows>& sequences = {},
+                              const std::vector<float>& balance_weights = {});
 
 // Bytes of the weights that one token reads: of the experts here, as many as it has on average.
 std::size_t step_bytes(const FeedForward& w);

@@ -24,6 +24,8 @@ struct Context {
   Group group;  // the ranks that share this stage's matrices
   // Activations' dtype: float32 on CPU, the weights' on GPU.
   mlx::core::Dtype activations = mlx::core::float32;
+  // Of training: what V3's loss of a sequence's balance (kernels/sequence_balance.h) is multiplied by.
+  float balance_loss = 0;
 };
 
 // Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) of a matrix: its part that belongs to this rank's

@@ -22,11 +22,17 @@ constexpr int chunk_tokens = 512;
 
 // What a layer needs of the pass, kept for as long as gradients are taken.
 struct Going {
-  Going(const Decoder& model, std::vector<models::SequenceRows> rows, const Context& context)
+  // `scored`: of each sequence, how many tokens count.
+  Going(const Decoder& model, std::vector<models::SequenceRows> rows, const std::vector<int>& scored,
+        const Context& context)
       : sequences(std::move(rows)),
         pass{models::angles(model.rope, models::positions_of(sequences)), sequences,
              model.config.rms_norm_eps},
-        context(context) {}
+        context(context) {
+    if (context.balance_loss <= 0) return;
+    for (const int count : scored)
+      pass.balance_weights.push_back(context.balance_loss * static_cast<float>(count));
+  }
   Going(const Going&) = delete;
   Going& operator=(const Going&) = delete;
 
@@ -129,13 +135,14 @@ mx::array summed_nll(const TrainedModel& model, const std::vector<Sequence>& seq
 
 mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>& sequences,
                        const std::optional<mx::array>& input, const Context& context, bool recompute) {
-  std::vector<int> ids, targets;
+  std::vector<int> ids, targets, scored;
   std::vector<float> counted;
   std::vector<models::SequenceRows> rows;
   for (const auto& one : sequences) {
     const int inputs = static_cast<int>(one.ids.size()) - 1;
     if (inputs < 1) continue;
     rows.push_back({inputs, nullptr});
+    scored.push_back(scored_tokens({one}));
     ids.insert(ids.end(), one.ids.begin(), one.ids.end() - 1);
     targets.insert(targets.end(), one.ids.begin() + 1, one.ids.end());
     for (int t = 1; t <= inputs; ++t) counted.push_back(t >= one.loss_from ? 1 : 0);
@@ -143,7 +150,7 @@ mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>&
   const int tokens = static_cast<int>(ids.size());
   if (tokens == 0) return mx::array(0.0F);
   Decoder model = trained.decoder;
-  const auto going = std::make_shared<const Going>(model, std::move(rows), context);
+  const auto going = std::make_shared<const Going>(model, std::move(rows), scored, context);
   const mx::array first_rows =
       input ? *input : models::embed(model, mx::array(ids.data(), {tokens}, mx::int32), context);
   const mx::array last_rows = through_layers(trained, first_rows, going, recompute);

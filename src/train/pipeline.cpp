@@ -93,11 +93,12 @@ class Pipeline::Step {
   void forward(const std::vector<Sequence>& batch, const Rows& input) {
     std::vector<mx::array> primals = trainable_.values();
     if (input) primals.push_back(*input);
+    models::Context stage = pipeline_.stage_;
+    stage.balance_loss *= scale_;
     const auto output = [&](const std::vector<mx::array>& values) {
       const std::vector parameters(values.begin(), values.end() - (input ? 1 : 0));
-      const mx::array made =
-          stage_output(trainable_.model(parameters), batch, input ? Rows(values.back()) : Rows(),
-                       pipeline_.stage_, pipeline_.recompute_);
+      const mx::array made = stage_output(trainable_.model(parameters), batch,
+                                          input ? Rows(values.back()) : Rows(), stage, pipeline_.recompute_);
       return std::vector{place().last() && scale_ != 1 ? mx::multiply(made, mx::array(scale_)) : made};
     };
     if (primals.empty()) {  // nothing to learn here, nor before

@@ -102,9 +102,10 @@ Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, f
   for (const auto& batch : micro_batches) {
     const auto sequences = own(batch);
     const bool idle = scored_tokens(sequences) == 0;  // a row that is made up chooses experts too
+    models::Context stage = ranks_.stage;
+    stage.balance_loss *= scale;
     const auto loss = [&](const std::vector<mx::array>& values) {
-      const mx::array sum =
-          summed_nll(trainable_->model(values), sequences, ranks_.stage, options_.recompute);
+      const mx::array sum = summed_nll(trainable_->model(values), sequences, stage, options_.recompute);
       return scale == 1 ? sum : mx::multiply(sum, mx::array(scale));
     };
     const auto values = trainable_->values();

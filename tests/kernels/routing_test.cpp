@@ -12,6 +12,7 @@
 #include <set>
 
 #include "kernels/gradients.h"
+#include "kernels/sequence_balance.h"
 
 namespace tandem::kernels {
 namespace {
@@ -204,6 +205,58 @@ TEST(Routing, RefusesWhatDoesNotFit) {
   EXPECT_THROW(route(mx::zeros({2, 7}), std::nullopt, r, cpu), std::invalid_argument);
   EXPECT_THROW(route(mx::zeros({2, 8}), mx::zeros({7}), r, cpu), std::invalid_argument);
   EXPECT_THROW(weighted_sum(mx::zeros({2, 2, 3}), mx::zeros({2, 3}), cpu), std::invalid_argument);
+}
+
+// V3's equations 17 to 20, in double precision.
+TEST(SequenceBalance, AddsTheGradientOfTheLossOfEachSequence) {
+  mx::random::seed(5);
+  const std::vector<int> tokens{7, 1, 12};
+  const std::vector<float> weights{0.5F, 2, 1.5F};
+  for (const auto score : {Routing::Score::sigmoid, Routing::Score::softmax}) {
+    Routing r;
+    r.experts = 6;
+    r.chosen = 2;
+    r.score = score;
+    const mx::array logits = mx::random::normal({20, 6}), c = mx::random::normal({20, 6});
+    const auto loss = [&](const std::vector<float>& at) {
+      double sum = 0;
+      int first = 0;
+      for (std::size_t i = 0; i < tokens.size(); first += tokens[i++]) {
+        std::vector<double> shares(6), often(6);
+        for (int t = first; t < first + tokens[i]; ++t) {
+          std::vector<double> scores;
+          std::vector<std::pair<double, int>> ranked;
+          double all = 0;
+          for (int e = 0; e < 6; ++e) {
+            const double l = at[t * 6 + e];
+            scores.push_back(score == Routing::Score::sigmoid ? 1 / (1 + std::exp(-l)) : std::exp(l));
+            all += scores.back();
+            ranked.emplace_back(-scores.back(), e);
+          }
+          std::sort(ranked.begin(), ranked.end());
+          for (int k = 0; k < 2; ++k) often[ranked[k].second] += 6.0 / 2 / tokens[i];
+          for (int e = 0; e < 6; ++e) shares[e] += scores[e] / all / tokens[i];
+        }
+        for (int e = 0; e < 6; ++e) sum += weights[i] * often[e] * shares[e];
+      }
+      return sum;
+    };
+    const auto product = [&](const std::vector<mx::array>& at) {
+      return std::vector{with_sequence_balance(at[0], r, tokens, weights, cpu)};
+    };
+    const auto gradient = values<float>(mx::vjp(product, {logits}, {c}).second[0]), given = values<float>(c);
+    auto at = values<float>(logits);
+    for (std::size_t i = 0; i < at.size(); ++i) {
+      constexpr float h = 1e-3F;
+      const float value = at[i];
+      at[i] = value + h;
+      const double up = loss(at);
+      at[i] = value - h;
+      const double down = loss(at);
+      at[i] = value;
+      EXPECT_NEAR(gradient[i] - given[i], (up - down) / (2 * h), 2e-3) << i;
+    }
+  }
 }
 
 }  // namespace

@@ -130,6 +130,20 @@ def test_a_model_from_scratch_begins_alike_on_any_split_and_learns(tmp_path, fro
     assert lora.returncode == 2 and b"--method full" in lora.stderr
 
 
+# V3's loss of each sequence's balance, in the gradient alone.
+def test_a_loss_of_balance_learns_alike_on_any_split(tmp_path, from_scratch):
+    plain, _ = from_scratch("plain")
+    one, _ = from_scratch("one", "--balance-loss", 1)
+    assert one[0] == plain[0] and not math.isclose(one[-1], plain[-1], rel_tol=1e-3)
+    for split in ("recomputed", "tp 2", "dp 2", "sdp 2", "pp 2"):
+        found, _ = from_scratch(split, "--balance-loss", 1, *SPLITS[split])
+        assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, found, strict=True)), (split, one, found)
+    for model, method, said in ((ROOT / "tests/golden/qwen3-moe", "lora", b"--method full"), (DEMO_MODEL, "full", b"no experts")):
+        refused = run_tandem("train", model, "--data", tmp_path / "data", "--out", tmp_path / "no", "--balance-loss", 1, "--method",
+                             method)
+        assert refused.returncode == 2 and b"--balance-loss" in refused.stderr and said in refused.stderr
+
+
 # V3's balance: the bias of each expert moves by the same step up or down, by what all ranks counted.
 def test_experts_are_balanced_alike_on_any_split(tmp_path, from_scratch):
     name, rate = "e_score_correction_bias", 0.01
