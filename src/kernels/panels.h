@@ -113,6 +113,21 @@ struct Softmax {
   float sum;
 };
 
+// A step of AdamW (Loshchilov and Hutter, arXiv:1711.05101): mean = beta1 mean + (1 - beta1) g, square =
+// beta2 square + (1 - beta2) g², value = keep · value - rate · mean / (sqrt(square_scale · square) + eps).
+struct AdamwStep {
+  float beta1, beta2, eps;
+  float keep;          // 1 - learning rate · weight decay
+  float rate;          // the learning rate, corrected for the mean's start at 0
+  float square_scale;  // likewise of the squares' mean
+};
+template <class Number>
+struct AdamwNumbers {
+  Number *value, *mean, *square;
+
+  AdamwNumbers from(std::int64_t first) const { return {value + first, mean + first, square + first}; }
+};
+
 struct VectorLoops {
   // scores [count] of which [first, end) are visible become e^(score * scale - top), the others 0; count is a
   // multiple of 16. Returns by what earlier sums are to be multiplied.
@@ -131,6 +146,8 @@ struct VectorLoops {
   Softmax (*log_sum)(const float* x, std::int64_t size);
   // y = e^(x - log_sum) * factor
   void (*scaled_power)(const float* x, float log_sum, float factor, std::int64_t size, float* y);
+  void (*adamw)(AdamwNumbers<const float> before, const float* gradient, const AdamwStep& step,
+                std::int64_t size, AdamwNumbers<float> after);
   // One head: the pair (i, i + dims / 2) turned by the angle whose cosine and sine stand at i; the rest is
   // copied.
   void (*rotate)(const float* x, const float* cosines, const float* sines, int dims, int size, float* y);

@@ -133,6 +133,18 @@ inline void scaled_power(const float* x, float log_sum, float factor, std::int64
   for (std::int64_t i = 0; i < size; ++i) y[i] = exponential(x[i] - log_sum) * factor;
 }
 
+inline void adamw(AdamwNumbers<const float> before, const float* gradient, const AdamwStep& step,
+                  std::int64_t size, AdamwNumbers<float> after) {
+  float* __restrict value = after.value, * __restrict mean = after.mean, * __restrict square = after.square;
+  const float rest1 = 1 - step.beta1, rest2 = 1 - step.beta2;
+  for (std::int64_t i = 0; i < size; ++i) {
+    mean[i] = step.beta1 * before.mean[i] + rest1 * gradient[i];
+    square[i] = step.beta2 * before.square[i] + rest2 * (gradient[i] * gradient[i]);
+    const float size_of = __builtin_sqrtf(step.square_scale * square[i]) + step.eps;
+    value[i] = step.keep * before.value[i] - step.rate * mean[i] / size_of;
+  }
+}
+
 inline void rotate(const float* x, const float* cosines, const float* sines, int dims, int size, float* y) {
   const int half = dims / 2;
   for (int i = 0; i < half; ++i) {
@@ -244,9 +256,9 @@ inline void turn_pairs(const std::uint16_t* from, std::uint16_t* to) {
 }
 
 constexpr VectorLoops vector_loops{
-    softmax, rms_norm,     silu_multiply, rms_norm_gradient, silu_multiply_gradient,
-    log_sum, scaled_power, rotate,        unpack_rows,       unpack_columns,
-    turn,    turn_pairs};
+    softmax,      rms_norm, silu_multiply, rms_norm_gradient, silu_multiply_gradient, log_sum,
+    scaled_power, adamw,    rotate,        unpack_rows,       unpack_columns,         turn,
+    turn_pairs};
 
 }  // namespace
 }  // namespace tandem::kernels

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "kernels/adamw.h"
 #include "train/adafactor.h"
 #include "train/eight_bits.h"
 #include "train/muon.h"
@@ -130,17 +131,20 @@ mx::array Optimizer::moved(std::size_t parameter, const mx::array& value, const 
     const mx::array under = mx::sign(mx::subtract(mx::mean(gradient), gradient));
     return mx::add(value, scaled(under, o.balance_rate));
   }
-  const mx::array decayed = scaled(value, 1 - learning_rate * o.weight_decay);
   if (rule == adamw) {
-    mx::array &mean = state[0], &square = state[1];
     const float beta1 = o.name == adamw ? o.beta1 : usual_beta1(adamw);
-    mean = averaged(mean, gradient, beta1);
-    square = averaged(square, mx::square(gradient), o.beta2);
-    const double mean_scale = 1 / (1 - std::pow(beta1, steps_)),
-                 square_scale = 1 / (1 - std::pow(o.beta2, steps_));
-    const mx::array size = mx::add(mx::sqrt(scaled(square, square_scale)), mx::array(o.eps));
-    return mx::subtract(decayed, mx::divide(scaled(mean, learning_rate * mean_scale), size));
+    const auto after =
+        kernels::adamw({value, state[0], state[1]}, gradient,
+                       {.beta1 = beta1,
+                        .beta2 = o.beta2,
+                        .eps = o.eps,
+                        .keep = 1 - learning_rate * o.weight_decay,
+                        .rate = static_cast<float>(learning_rate / (1 - std::pow(beta1, steps_))),
+                        .square_scale = static_cast<float>(1 / (1 - std::pow(o.beta2, steps_)))});
+    state = {after.mean, after.square};
+    return after.value;
   }
+  const mx::array decayed = scaled(value, 1 - learning_rate * o.weight_decay);
   if (rule == "lion") {
     const mx::array direction = mx::sign(averaged(state[0], gradient, o.beta1));
     state[0] = averaged(state[0], gradient, o.beta2);

@@ -1,0 +1,80 @@
+#include "kernels/adamw.h"
+
+#include <mlx/compile.h>
+#include <mlx/ops.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+
+#include "kernels/cpu_primitive.h"
+#include "kernels/products.h"
+#include "kernels/threads.h"
+
+namespace tandem::kernels {
+namespace {
+
+namespace mx = mlx::core;
+
+// Inputs: value, mean, square, gradient. Outputs: the first three anew.
+class Adamw : public CpuPrimitive {
+ public:
+  Adamw(mx::Stream stream, const AdamwStep& step) : CpuPrimitive(stream), step_(step) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    const AdamwNumbers<const float> before{inputs[0].data<float>(), inputs[1].data<float>(),
+                                           inputs[2].data<float>()};
+    const AdamwNumbers<float> after{result_of(outputs[0]), result_of(outputs[1]), result_of(outputs[2])};
+    return [before, after, gradient = inputs[3].data<float>(), step = step_,
+            size = static_cast<std::int64_t>(inputs[0].size())] {
+      constexpr std::int64_t at_once = 16 << 10;
+      parallel((size + at_once - 1) / at_once, [&](std::int64_t part) {
+        const std::int64_t first = part * at_once;
+        current_loops().vectors.adamw(before.from(first), gradient + first, step,
+                                      std::min(at_once, size - first), after.from(first));
+      });
+    };
+  }
+  const char* name() const override { return "TandemAdamw"; }
+
+ private:
+  AdamwStep step_;
+};
+
+// Inputs: those of Adamw, then the step's numbers, which change and so are no constants of a compiled kernel.
+std::vector<mx::array> by_mlx(const std::vector<mx::array>& in, mx::Stream s) {
+  const auto times = [s](const mx::array& a, const mx::array& b) { return mx::multiply(a, b, s); };
+  const auto plus = [s](const mx::array& a, const mx::array& b) { return mx::add(a, b, s); };
+  const auto rest = [s](const mx::array& x) { return mx::subtract(mx::array(1.0F), x, s); };
+  const mx::array &beta1 = in[4], &beta2 = in[5], &eps = in[6], &keep = in[7], &rate = in[8], &scale = in[9];
+  const mx::array mean = plus(times(in[1], beta1), times(in[3], rest(beta1)));
+  const mx::array square = plus(times(in[2], beta2), times(mx::square(in[3], s), rest(beta2)));
+  const mx::array size = plus(mx::sqrt(times(square, scale), s), eps);
+  return {mx::subtract(times(in[0], keep), mx::divide(times(mean, rate), size, s), s), mean, square};
+}
+
+}  // namespace
+
+AdamwState adamw(const AdamwState& before, const mx::array& gradient, const AdamwStep& step,
+                 mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  std::vector<mx::array> inputs{before.value, before.mean, before.square, gradient};
+  if (stream.device == mx::Device::gpu) {
+    using Arrays = std::vector<mx::array>;
+    thread_local std::map<int, std::function<Arrays(const Arrays&)>> compiled;  // by stream
+    auto& one_pass = compiled[stream.index];
+    if (!one_pass)
+      one_pass = mx::compile([stream](const Arrays& in) { return by_mlx(in, stream); }, /*shapeless=*/true);
+    for (const float number : {step.beta1, step.beta2, step.eps, step.keep, step.rate, step.square_scale})
+      inputs.emplace_back(number);
+    const auto found = one_pass(inputs);
+    return {found[0], found[1], found[2]};
+  }
+  for (auto& input : inputs) input = as_float_rows(input, stream);
+  const std::vector<mx::Shape> shapes(3, before.value.shape());
+  const auto found = mx::array::make_arrays(shapes, {mx::float32, mx::float32, mx::float32},
+                                            std::make_shared<Adamw>(stream, step), inputs);
+  return {found[0], found[1], found[2]};
+}
+
+}  // namespace tandem::kernels
