@@ -315,7 +315,9 @@ class GatherLinear : public CpuPrimitive {
     const int rows = ids.shape(0), choices = ids.shape(1);
     const mx::array dy = mx::reshape(as_float_rows(cotangents[0], s), {rows, choices, -1}, s);
     const auto by_x = [&] {
-      std::vector<mx::array> inputs{row_major(dy, s), ids};
+      std::vector<mx::array> inputs;
+      inputs.push_back(row_major(dy, s));
+      inputs.push_back(ids);
       if (packed_.empty()) inputs.push_back(primals[2]);
       const int in = packed_.empty() ? primals[2].shape(2) : static_cast<int>(packed_.front()->shape().in);
       const mx::array by_pair({rows, choices, in}, mx::float32,
@@ -419,7 +421,9 @@ mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrD
   if (stream.device == mx::Device::cpu) {
     std::vector<std::int32_t> ids(static_cast<std::size_t>(rows) * count);
     for (int i = 0; i < rows * count; ++i) ids[i] = i % count;
-    std::vector<mx::array> inputs{as_float_rows(x, stream), mx::array(ids.data(), {rows, count}, mx::int32)};
+    std::vector<mx::array> inputs;
+    inputs.push_back(as_float_rows(x, stream));
+    inputs.emplace_back(ids.data(), mx::Shape{rows, count}, mx::int32);
     if (heads.packed.empty()) inputs.push_back(row_major(*heads.weight, stream));
     return mx::array({rows, out}, mx::float32, std::make_shared<GatherLinear>(stream, heads.packed, false),
                      std::move(inputs));
