@@ -4,6 +4,7 @@
 #include <mlx/transforms.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 
 #include "kernels/log_sum_exp.h"
@@ -41,31 +42,54 @@ struct Going {
   Context context;
 };
 
-// The layer, of which only the input is kept.
-mx::array recomputed(const DecoderLayer& layer, const mx::array& x, int index,
-                     const std::shared_ptr<const Going>& going) {
+using Arrays = std::vector<mx::array>;
+
+// The values as they are; before the gradient by any of them is used, those by all are there. MLX would
+// compute the gradients by weights last, after the whole backward, and keep what they are made of until then.
+Arrays together(const Arrays& values) {
+  const auto same = [](const Arrays& in) { return in; };
+  return mx::custom_vjp(same, [](const Arrays&, const Arrays& cotangents, const Arrays&) {
+    return mx::depends(cotangents, cotangents);
+  })(values);
+}
+
+// What a layer makes of its input and of what is learnt in it. Recomputed, those alone are kept (Chen et al.
+// 2016, arXiv:1604.06174).
+mx::array computed(const std::function<Arrays(const Arrays&)>& layer, const Arrays& inputs, bool recompute) {
+  const Arrays values = together(inputs);
+  return (recompute ? mx::checkpoint(layer)(values) : layer(values)).front();
+}
+
+mx::array layer_output(const DecoderLayer& layer, const mx::array& x, int index,
+                       const std::shared_ptr<const Going>& going, bool recompute) {
   DecoderLayer copy = layer;
-  std::vector<mx::array> inputs{x};
-  models::for_each_array(copy, [&](mx::array& array) { inputs.push_back(array); });
-  const auto output = [layer, index, going](const std::vector<mx::array>& in) {
+  Arrays inputs{x};
+  std::vector<bool> is_learnt;
+  models::for_each_array(copy, [&](mx::array& array) {
+    is_learnt.push_back(array.is_tracer());
+    if (is_learnt.back()) inputs.push_back(array);
+  });
+  const auto output = [layer, is_learnt, index, going](const Arrays& in) {
     DecoderLayer own = layer;
-    std::size_t next = 1;
-    models::for_each_array(own, [&](mx::array& array) { array = in[next++]; });
-    return std::vector{models::layer_output(own, in.front(), going->pass, index, going->context)};
+    std::size_t at = 0, next = 1;
+    models::for_each_array(own, [&](mx::array& array) {
+      if (is_learnt[at++]) array = in[next++];
+    });
+    return Arrays{models::layer_output(own, in.front(), going->pass, index, going->context)};
   };
-  return mx::checkpoint(output)(inputs).front();
+  return computed(output, inputs, recompute);
 }
 
 // The layer, made where its output is; recomputed, of its weights only the parts that are here are kept too.
 mx::array made_and_computed(const MadeLayers& made, const mx::array& x, int index,
                             const std::shared_ptr<const Going>& going, bool recompute) {
-  const auto output = [make = made.layer, index, going](const std::vector<mx::array>& in) {
+  const auto output = [make = made.layer, index, going](const Arrays& in) {
     const auto layer = make(index, {in.begin() + 1, in.end()}, in.front());
-    return std::vector{models::layer_output(layer, in.front(), going->pass, index, going->context)};
+    return Arrays{models::layer_output(layer, in.front(), going->pass, index, going->context)};
   };
-  std::vector<mx::array> inputs{x};
+  Arrays inputs{x};
   inputs.insert(inputs.end(), made.weights[index].begin(), made.weights[index].end());
-  return (recompute ? mx::checkpoint(output)(inputs) : output(inputs)).front();
+  return computed(output, inputs, recompute);
 }
 
 // [T, hidden] of the layers.
@@ -75,10 +99,7 @@ mx::array through_layers(const TrainedModel& trained, mx::array x, const std::sh
   for (int i = 0; made && i < model.config.layers; ++i)
     x = mx::astype(made_and_computed(*made, x, i, going, recompute), going->context.activations);
   for (int i = 0; i < static_cast<int>(model.layers.size()); ++i) {
-    const DecoderLayer& layer = model.layers[i];
-    x = recompute ? recomputed(layer, x, i, going)
-                  : models::layer_output(layer, x, going->pass, i, going->context);
-    x = mx::astype(x, going->context.activations);
+    x = mx::astype(layer_output(model.layers[i], x, i, going, recompute), going->context.activations);
   }
   return x;
 }
@@ -110,7 +131,7 @@ mx::array recomputed_nll(const Decoder& model, const mx::array& hidden, const mx
     if (dense) own.weight.weight = in[1];
     return std::vector{nll_of(own, first_id, in[0], targets, counted, context)};
   };
-  return mx::checkpoint(nll)(inputs).front();
+  return mx::checkpoint(nll)(together(inputs)).front();
 }
 
 }  // namespace
