@@ -167,10 +167,11 @@ class TileProduct {
   void add_inputs(const std::byte* panel, std::int64_t first_row, std::int64_t rows, std::int64_t step,
                   std::int64_t pairs, std::int64_t steps) {
     const std::int64_t x_bytes = prepared_bytes(Activation::bf16, args_.shape.in, 0);
-    const bool starts = step == 0 && !args_.adds, asks_ahead = args_.rows <= 2;
+    const bool starts = step == 0 && !args_.adds;
     panel += step * tile_height * pair_bytes;
     for (std::int64_t row = 0; row < rows; row += 2 * tile_height) {
       const TileShape shape{smaller(2 * tile_height, rows - row), pairs};
+      const bool asks_ahead = first_row + row == 0;  // for later rows the panel is in the caches
       if (shape != shape_) configure(shape_ = shape);
       const std::byte* upper = args_.prepared + (first_row + row) * x_bytes;
       const TileRows x{upper + step * tile_bytes * shape.upper(),
