@@ -75,8 +75,8 @@ MachineMemory machine_memory(const fs::path& root) {
 
 void keep_freed_memory() {
 #ifdef __GLIBC__
-  constexpr int most = 1 << 30;
-  ::mallopt(M_MMAP_THRESHOLD, most);
+  constexpr int most = 1 << 30, most_before_2_35 = 32 << 20;
+  if (::mallopt(M_MMAP_THRESHOLD, most) == 0) ::mallopt(M_MMAP_THRESHOLD, most_before_2_35);
   ::mallopt(M_TRIM_THRESHOLD, most);
 #endif
 }

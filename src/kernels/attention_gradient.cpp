@@ -221,11 +221,10 @@ std::vector<Task> tasks_of(const AttentionHeads& heads, const std::vector<Attent
         if (heads.kv_of_query[q] == kv) queries.push_back(q);
       const int all = static_cast<int>(queries.size());
       for (int part = 0; part < parts; ++part) {
-        tasks.push_back({first_row,
-                         sequence.tokens,
-                         kv,
-                         {queries.begin() + all * part / parts, queries.begin() + all * (part + 1) / parts},
-                         sums});
+        const auto first = queries.begin() + all * part / parts,
+                   end = queries.begin() + all * (part + 1) / parts;
+        if (first == end) continue;
+        tasks.push_back({first_row, sequence.tokens, kv, {first, end}, sums});
         sums += sequence.tokens * numbers_of_a_position;
       }
     }
@@ -234,23 +233,19 @@ std::vector<Task> tasks_of(const AttentionHeads& heads, const std::vector<Attent
   return tasks;
 }
 
-// What the tasks of a key/value head have found, in their order.
+// Adds what the tasks of a key/value head have found, in their order.
 void collect(const Inputs& in, const std::vector<Task>& tasks, const std::vector<float>& sums) {
-  const auto to_rows = [&](const Task& task, const float* from, float* to, int width, bool starts) {
+  const auto add = [&](const Task& task, const float* from, float* to, int width) {
     for (std::ptrdiff_t t = 0; t < task.tokens; ++t) {
       float* row = to + ((task.first_row + t) * in.kv_heads + task.kv_head) * width;
-      for (int d = 0; d < width; ++d) row[d] = (starts ? 0.0F : row[d]) + from[t * width + d];
+      for (int d = 0; d < width; ++d) row[d] += from[t * width + d];
     }
   };
-  for (std::size_t i = 0; i < tasks.size(); ++i) {
-    const Task& task = tasks[i];
-    const bool starts =
-        i == 0 || tasks[i - 1].first_row != task.first_row || tasks[i - 1].kv_head != task.kv_head;
+  for (const Task& task : tasks) {
     const float* from = sums.data() + task.sums;
-    to_rows(task, from, in.dk, in.key_dim, starts);
+    add(task, from, in.dk, in.key_dim);
     if (!in.values_in_keys)
-      to_rows(task, from + static_cast<std::ptrdiff_t>(task.tokens) * in.key_dim, in.dv, in.value_dim,
-              starts);
+      add(task, from + static_cast<std::ptrdiff_t>(task.tokens) * in.key_dim, in.dv, in.value_dim);
   }
 }
 
@@ -278,8 +273,10 @@ class AttentionGradient : public CpuPrimitive {
                     heads_.window,
                     in_keys};
     const std::size_t numbers = in.key_dim + (in_keys ? 0 : in.value_dim);
-    return [in, tasks = tasks_of(heads_, sequences_, numbers), numbers] {
+    return [in, tasks = tasks_of(heads_, sequences_, numbers), numbers, rows = inputs[1].shape(0)] {
       thread_local std::vector<float> sums;  // fresh memory would be paged in anew
+      std::fill_n(in.dk, static_cast<std::ptrdiff_t>(rows) * in.kv_heads * in.key_dim, 0.0F);
+      if (in.dv) std::fill_n(in.dv, static_cast<std::ptrdiff_t>(rows) * in.kv_heads * in.value_dim, 0.0F);
       if (tasks.empty()) return;
       sums.resize(tasks.back().sums + tasks.back().tokens * numbers);
       float* to = sums.data();

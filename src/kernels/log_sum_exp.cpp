@@ -83,9 +83,9 @@ RowScores log_sum_exp(const mx::array& scores, const mx::array& columns, mx::Str
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device == mx::Device::gpu) return by_mlx(scores, columns, stream);
   const mx::Shape rows{scores.shape(0)};
-  const auto found =
-      mx::array::make_arrays({rows, rows}, {mx::float32, mx::float32}, std::make_shared<LogSumExp>(stream),
-                             {as_float_rows(scores, stream), row_major(columns, stream)});
+  const auto found = mx::array::make_arrays(
+      {rows, rows}, {mx::float32, mx::float32}, std::make_shared<LogSumExp>(stream),
+      {as_float_rows(scores, stream), row_major(mx::astype(columns, mx::int32, stream), stream)});
   return {found[0], found[1]};
 }
 

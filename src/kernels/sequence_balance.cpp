@@ -53,7 +53,8 @@ mx::array with_sequence_balance(const mx::array& logits, const Routing& routing,
     const mx::array factor = factors(exact, routing, tokens, weights, s);
     const auto shares = [&](const std::vector<mx::array>& at) {
       const mx::array scores = scores_of(at[0], routing, s);
-      return std::vector{mx::divide(scores, mx::sum(scores, -1, true, s), s)};
+      const mx::array least(1e-20F);  // as route() has it
+      return std::vector{mx::divide(scores, mx::add(mx::sum(scores, -1, true, s), least, s), s)};
     };
     const mx::array slope = mx::vjp(shares, {exact}, {factor}).second.front();
     return std::vector{mx::add(cotangents[0], mx::astype(slope, cotangents[0].dtype(), s), s)};

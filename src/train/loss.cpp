@@ -44,13 +44,21 @@ struct Going {
 
 using Arrays = std::vector<mx::array>;
 
-// The values as they are; before the gradient by any of them is used, those by all are there. MLX would
+// The values as they are; before the gradient by any of those that have one is used, all are there. MLX would
 // compute the gradients by weights last, after the whole backward, and keep what they are made of until then.
-Arrays together(const Arrays& values) {
+Arrays together(Arrays values) {
+  Arrays learnt;
+  for (const auto& value : values)
+    if (value.is_tracer()) learnt.push_back(value);
+  if (learnt.empty()) return values;
   const auto same = [](const Arrays& in) { return in; };
-  return mx::custom_vjp(same, [](const Arrays&, const Arrays& cotangents, const Arrays&) {
+  learnt = mx::custom_vjp(same, [](const Arrays&, const Arrays& cotangents, const Arrays&) {
     return mx::depends(cotangents, cotangents);
-  })(values);
+  })(learnt);
+  auto next = learnt.begin();
+  for (auto& value : values)
+    if (value.is_tracer()) value = *next++;
+  return values;
 }
 
 // What a layer makes of its input and of what is learnt in it. Recomputed, those alone are kept (Chen et al.
@@ -124,8 +132,7 @@ mx::array recomputed_nll(const Decoder& model, const mx::array& hidden, const mx
                          const mx::array& counted, const Context& context) {
   const models::ShardedLinear output = *model.output;
   const bool dense = output.weight.weight && !output.weight.affine && !output.weight.packed;
-  std::vector<mx::array> inputs{hidden};
-  if (dense) inputs.push_back(*output.weight.weight);
+  const Arrays inputs = dense ? Arrays{hidden, *output.weight.weight} : Arrays{hidden};
   const auto nll = [=, first_id = model.first_id](const std::vector<mx::array>& in) {
     models::ShardedLinear own = output;
     if (dense) own.weight.weight = in[1];

@@ -424,6 +424,23 @@ TEST_F(AttentionTest, GradientsAreThoseOfMlx) {
   }
 }
 
+// Of heads that read unevenly, one of which nobody reads, after a sequence without rows.
+TEST_F(AttentionTest, GradientsOfUnevenHeads) {
+  const mx::Stream cpu = mx::default_stream(mx::Device::cpu);
+  const AttentionHeads heads{{0, 0, 0, 1}, 3, 0.3F};
+  const Qkv x = random_rows(9, heads, 8, 8);
+  const auto product = [&](bool ours) {
+    return [&, ours](const std::vector<mx::array>& in) {
+      return std::vector{ours ? attention(in[0], in[1], in[2], heads, {{0}, {9}}, cpu)
+                              : attention_by_mlx(in[0], in[1], in[2], heads, {{9}}, cpu)};
+    };
+  };
+  const mx::array c = mx::random::normal({9, 32});
+  const auto found = mx::vjp(product(true), {x.q, x.k, x.v}, {c}).second,
+             expected = mx::vjp(product(false), {x.q, x.k, x.v}, {c}).second;
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(mx::allclose(found[i], expected[i], 1e-5, 1e-5).item<bool>()) << i;
+}
+
 TEST_F(AttentionTest, RefusesRowsThatNoSequenceHas) {
   const auto heads = grouped(2, 1, 8);
   const Qkv x = random_rows(4, heads, 8, 8);
