@@ -15,8 +15,8 @@ struct MachineMemory {
 // below `root`; on macOS by host_statistics64. Zeros where the system does not tell.
 MachineMemory machine_memory(const std::filesystem::path& root = "/");
 
-// From now on memory that this process frees stays its own, as large arrays that come and go in every step are
-// paged in anew otherwise (a tenth of a training step's time). By glibc's mallopt; elsewhere nothing.
+// From now on memory that this process frees stays its own, as large arrays that come and go in every step
+// are paged in anew otherwise (a tenth of a training step's time). By glibc's mallopt; elsewhere nothing.
 void keep_freed_memory();
 
 }  // namespace tandem::hardware
