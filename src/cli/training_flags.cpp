@@ -88,9 +88,9 @@ cluster::Training split_training(cluster::Training training, const std::string& 
     throw InputError(fmt::format("--replicas {}: {} in {} do not divide into so many equal groups",
                                  training.replicas, counted(plan.world_size(), "rank"),
                                  counted(plan.stages.size(), "stage")));
-  if (replicated) training.replicas = plan.world_size();
   training.sharded = parallel == "sdp" && plan.world_size() > 1;
   if (replicated) {
+    training.replicas = plan.world_size();
     for (const auto& rank : plan.stages.front().ranks) training.shares.push_back(rank.share);
     return training;
   }

@@ -115,16 +115,16 @@ float element(const std::byte* at, std::int64_t index, ScaleType type) {
   return static_cast<float>(half);
 }
 
-// Inputs [first, first + count) of one output, within the matrix, `stride` apart.
-void unpack_row(const PackedMatrix& m, std::int64_t output, std::int64_t first, std::int64_t count, float* to,
-                std::int64_t stride = 1) {
+// Inputs [first, first + count) of one output, within the matrix.
+void unpack_row(const PackedMatrix& m, std::int64_t output, std::int64_t first, std::int64_t count,
+                float* to) {
   const PanelShape& shape = m.shape();
   const std::byte* panel = m.panel(output / panel_outputs);
   const std::int64_t o = output % panel_outputs;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t k = first + i;
     if (!is_quantised(shape.format)) {
-      to[i * stride] = element(panel, dense_index(shape.format, k, o), dense_type(shape.format));
+      to[i] = element(panel, dense_index(shape.format, k, o), dense_type(shape.format));
       continue;
     }
     const std::byte* unit = panel + k / shape.group * unit_bytes(shape);
@@ -132,8 +132,8 @@ void unpack_row(const PackedMatrix& m, std::int64_t output, std::int64_t first, 
     const CodePlace place = code_place(shape.format, k % shape.group, o);
     const int code = static_cast<int>(unit[2 * panel_outputs * bytes + place.byte]) >> place.shift &
                      (shape.format == Format::q8 ? 255 : 15);
-    to[i * stride] = element(unit, o, shape.scale) * static_cast<float>(code) +
-                     element(unit, panel_outputs + o, shape.scale);
+    to[i] = element(unit, o, shape.scale) * static_cast<float>(code) +
+            element(unit, panel_outputs + o, shape.scale);
   }
 }
 

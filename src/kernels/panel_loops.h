@@ -52,10 +52,9 @@ inline float round_even(float v) {
 }
 
 inline std::uint16_t to_bf16(float value) {
-  const auto bits = read<std::uint32_t>(&value);
-  if ((bits & 0x7fffffffU) > 0x7f800000U)
-    return static_cast<std::uint16_t>(bits >> 16 | 0x40U);  // NaN stays NaN
-  return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
+  const std::uint32_t nearest = (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
+  return static_cast<std::uint16_t>(value == value ? nearest : bits >> 16 | 0x40U);  // NaN stays NaN
 }
 
 // One row of a tile of m rows, as int8.

@@ -204,12 +204,6 @@ void multiply_by_tiles(const Multiply& args, std::int64_t first_panel, std::int6
   _tile_release();
 }
 
-inline std::uint16_t rounded(float value) {
-  const auto bits = __builtin_bit_cast(std::uint32_t, value);
-  const std::uint32_t nearest = (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
-  return static_cast<std::uint16_t>(value == value ? nearest : bits >> 16 | 0x40U);
-}
-
 // bfloat16 in tiles of 16 rows by 32 inputs.
 void prepare_for_tiles(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile) {
   if (args.activation != Activation::bf16) return prepare<Avx512>(args, first_tile, end_tile);
@@ -223,10 +217,10 @@ void prepare_for_tiles(const Prepare& args, std::int64_t first_tile, std::int64_
       std::int64_t k = 0;
       for (; k + inputs <= args.in; k += inputs) {
         std::uint16_t* to = tile + k * m + row * inputs;
-        for (std::int64_t i = 0; i < inputs; ++i) to[i] = rounded(x[k + i]);
+        for (std::int64_t i = 0; i < inputs; ++i) to[i] = to_bf16(x[k + i]);
       }
       std::uint16_t* to = tile + k * m + row * (width - k);
-      for (std::int64_t i = k; i < width; ++i) to[i - k] = i < args.in ? rounded(x[i]) : 0;
+      for (std::int64_t i = k; i < width; ++i) to[i - k] = i < args.in ? to_bf16(x[i]) : 0;
     }
   }
 }

@@ -20,7 +20,6 @@ namespace {
 namespace mx = mlx::core;
 
 constexpr float lowest = -std::numeric_limits<float>::infinity();
-constexpr float least_sum = 1e-20F;  // what weights are divided by, at least
 
 // One token's choice.
 class Choice {
@@ -82,12 +81,6 @@ class Choice {
   std::vector<float> scores_, ranked_;
 };
 
-mx::array scores_of(const mx::array& logits, const Routing& r, mx::Stream s) {
-  const mx::array exact = mx::astype(logits, mx::float32, s);
-  return r.score == Routing::Score::sigmoid ? mx::sigmoid(exact, s)
-                                            : mx::softmax(exact, -1, /*precise=*/true, s);
-}
-
 mx::array ids_by_mlx(const mx::array& scores, const std::optional<mx::array>& bias, const Routing& r,
                      mx::Stream s) {
   mx::array ranked = bias ? mx::add(scores, mx::astype(*bias, mx::float32, s), s) : scores;
@@ -110,7 +103,7 @@ mx::array ids_by_mlx(const mx::array& scores, const std::optional<mx::array>& bi
 // Outputs: ids of all experts, weights.
 std::vector<mx::array> choose_by_mlx(const mx::array& logits, const std::optional<mx::array>& bias,
                                      const Routing& r, mx::Stream s) {
-  const mx::array scores = scores_of(logits, r, s);
+  const mx::array scores = router_scores(logits, r, s);
   // The choice has no gradient, so it may be the kernel's that has none.
   Routing all = r;
   all.first_held = 0;
@@ -226,6 +219,12 @@ Routes routes_of(const mx::array& logits, const std::optional<mx::array>& bias, 
 }
 
 }  // namespace
+
+mx::array router_scores(const mx::array& logits, const Routing& r, mx::StreamOrDevice s) {
+  const mx::array exact = mx::astype(logits, mx::float32, s);
+  return r.score == Routing::Score::sigmoid ? mx::sigmoid(exact, s)
+                                            : mx::softmax(exact, -1, /*precise=*/true, s);
+}
 
 Routes route(const mx::array& logits, const std::optional<mx::array>& bias, const Routing& routing,
              mx::StreamOrDevice s) {

@@ -29,6 +29,13 @@ struct Routes {
   mlx::core::array weights;  // [T, chosen] float32
 };
 
+// Added to the sum that weights, or shares of scores, are divided by.
+inline constexpr float least_sum = 1e-20F;
+
+// Of every expert, by logits [T, experts]: [T, experts] float32.
+mlx::core::array router_scores(const mlx::core::array& logits, const Routing& routing,
+                               mlx::core::StreamOrDevice s = {});
+
 // logits [T, experts]; bias [experts] is added to the scores that choose, not to the weights (V3's
 // e_score_correction_bias). The best score comes first, of equal ones the lower expert. Of an expert that is
 // not held, on a CPU stream the id is -1; on a GPU stream id and weight are 0. No host

@@ -8,10 +8,6 @@ namespace {
 
 namespace mx = mlx::core;
 
-mx::array scores_of(const mx::array& logits, const Routing& r, mx::Stream s) {
-  return r.score == Routing::Score::sigmoid ? mx::sigmoid(logits, s) : mx::softmax(logits, -1, true, s);
-}
-
 // Of each row by what its shares of the scores are multiplied: weight / tokens · f of its sequence.
 mx::array factors(const mx::array& logits, const Routing& r, const std::vector<int>& tokens,
                   const std::vector<float>& weights, mx::Stream s) {
@@ -52,9 +48,9 @@ mx::array with_sequence_balance(const mx::array& logits, const Routing& routing,
     const mx::array exact = mx::astype(mx::stop_gradient(in[0], s), mx::float32, s);
     const mx::array factor = factors(exact, routing, tokens, weights, s);
     const auto shares = [&](const std::vector<mx::array>& at) {
-      const mx::array scores = scores_of(at[0], routing, s);
-      const mx::array least(1e-20F);  // as route() has it
-      return std::vector{mx::divide(scores, mx::add(mx::sum(scores, -1, true, s), least, s), s)};
+      const mx::array scores = router_scores(at[0], routing, s);
+      return std::vector{
+          mx::divide(scores, mx::add(mx::sum(scores, -1, true, s), mx::array(least_sum), s), s)};
     };
     const mx::array slope = mx::vjp(shares, {exact}, {factor}).second.front();
     return std::vector{mx::add(cotangents[0], mx::astype(slope, cotangents[0].dtype(), s), s)};
