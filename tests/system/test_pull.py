@@ -334,9 +334,10 @@ def test_disk_without_room(hub, small_disk):
 
 
 def test_disk_fills_up(hub, small_disk):
-    hub.troubles[BIG] = Trouble(pause_s=0.01)
+    hub.troubles[BIG] = Trouble(pause_s=0.05)
     process = start_pull(hub, small_disk)
-    assert wait_until(lambda: size_of(partial_of(small_disk)) > 200_000)
+    others = [blob_of(small_disk, FILES[name]) for name in NEEDED - {BIG}]
+    assert wait_until(lambda: size_of(partial_of(small_disk)) > 200_000 and all(one.exists() for one in others))
     with pytest.raises(OSError):
         (small_disk / "filler").write_bytes(bytes(4_000_000))
     message = process.communicate(timeout=10)[1].decode()
