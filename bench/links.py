@@ -45,6 +45,22 @@ def shaped_links(rates_mbit):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
+def write_ssh(folder, namespace, command="$*"):
+    """In the folder an `ssh` to the namespace, whatever the host; path_with(folder) finds it."""
+    script = folder / "ssh"
+    script.write_text(f"""#!/bin/sh
+while [ "$1" != -- ]; do shift; done
+shift 2
+exec {" ".join(inside(namespace))} {command}
+""")
+    script.chmod(0o755)
+
+
+def path_with(folder):
+    """The environment, with the folder's programs before all others."""
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 def iperf3_ends(names, addresses, *flags):
     """A client in the second namespace for each of the first one's addresses, all at once: the ends of their reports."""
     servers = [subprocess.Popen([*inside(names[0]), "iperf3", "-s", "-1", "-B", address], stdout=subprocess.DEVNULL)

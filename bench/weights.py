@@ -7,7 +7,6 @@ with --cache-shards, and the start after that. Needs root, iproute2 and iperf3, 
 """
 import argparse
 import json
-import os
 import random
 import shutil
 import statistics
@@ -17,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from links import inside, iperf3_one_way, missing_for_links, shaped_links
+from links import inside, iperf3_one_way, missing_for_links, path_with, shaped_links, write_ssh
 from report import ROOT, row, write
 
 PROGRAM = ROOT / "build/release/tandem"
@@ -59,23 +58,11 @@ def write_model(folder, shape_file):
             offset -= file.write(block[:offset])
 
 
-def write_ssh(folder, namespace, model):
-    """An ssh to the namespace, where the model's folder is empty."""
-    script = folder / "ssh"
-    start = " ".join(inside(namespace))
-    script.write_text(f"""#!/bin/sh
-while [ "$1" != -- ]; do shift; done
-shift 2
-exec {start} unshare -m sh -c "mount -t tmpfs none {model} && exec $*"
-""")
-    script.chmod(0o755)
-
-
 def load(folder, name, *flags):
     """What the rank without files says of its load."""
     command = [*inside(name), PROGRAM, "bench", folder / "model", "--hosts", "local,far", "--remote-program", PROGRAM,
                "--device", "cpu", "--prompt", "1", "--generate", "0", "--repeat", "1", "--json", *flags]
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(folder / "cache")}
+    environment = path_with(folder) | {"XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True,
                           timeout=TIMEOUT_S)
     if done.returncode:
@@ -90,7 +77,8 @@ def mbit_per_s(rank):
 def measure(folder, rounds):
     sides = {"iperf3": [], "weights": [], "kept": [], "read": []}
     with shaped_links([RATE_MBIT]) as (names, addresses):
-        write_ssh(folder, names[1], folder / "model")
+        # The model's folder is empty there.
+        write_ssh(folder, names[1], f'unshare -m sh -c "mount -t tmpfs none {folder / "model"} && exec $*"')
         for turn in range(rounds):
             shutil.rmtree(folder / "cache", ignore_errors=True)
             sides["iperf3"].append(iperf3_one_way(names, addresses))

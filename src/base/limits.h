@@ -34,16 +34,19 @@ inline constexpr milliseconds connect{30'000};  // the whole mesh
 inline constexpr milliseconds connect_retry{50};
 inline constexpr std::size_t pending_connections = 64;
 inline constexpr std::chrono::microseconds spin{2'000};  // of a collective, before it sleeps in poll(2)
+inline constexpr std::chrono::microseconds bulk_spin{
+    20};  // of one of so many bytes, which take longer than to wake
+inline constexpr std::size_t bulk_bytes = 512u << 10;
 inline constexpr milliseconds handshake{2'000};          // one connection's proof of the secret
 inline constexpr milliseconds collective{30'000};        // a peer's silence while the model loads
 inline constexpr milliseconds step_collective{10'000};   // and in a step; an idle group steps more often
 inline constexpr milliseconds stage_collective{30'000};  // the same where one waits for other stages' layers
 inline constexpr std::size_t direct_reduce_bytes = 256u
-                                                   << 10;  // above it, three ranks and more reduce in parts
-inline constexpr std::size_t reduce_slice_bytes = 256u << 10;  // what a reduction receives of a peer at once
-inline constexpr std::size_t links = 8;                        // between two ranks
-inline constexpr milliseconds further_links{2'000};      // what links beside the first may cost the start
-inline constexpr std::size_t stripe_bytes = 256u << 10;  // smaller messages go over the first link alone
+                                                   << 10;    // above it, three ranks and more reduce in parts
+inline constexpr std::size_t reduce_slice_bytes = 1u << 20;  // what a reduction receives of a peer at once
+inline constexpr std::size_t links = 8;                      // between two ranks
+inline constexpr milliseconds further_links{2'000};          // what links beside the first may cost the start
+inline constexpr std::size_t stripe_bytes = 256u << 10;      // smaller messages go over the first link alone
 inline constexpr std::size_t stripe_chunk_bytes = 64u << 10;   // what a link is handed at once
 inline constexpr std::size_t stripe_queue_bytes = 256u << 10;  // of a link, whatever its speed
 inline constexpr milliseconds stripe_queue{10};                // of a link at its speed

@@ -167,9 +167,13 @@ void check_context(const BenchFlags& flags, int context, const std::string& boun
 
 // Steps of training in place of prefill and decode.
 void run_training(const BenchFlags& flags, const Subject& subject) {
-  const auto plan = make_training_plan(flags.cluster, flags.parallel, subject.config);
+  const auto plan =
+      make_training_plan(flags.cluster, flags.parallel, flags.training.replicas, subject.config);
   auto training = split_training(flags.training, flags.parallel, plan, subject.config);
   training.lora_layers = -1;
+  training.most_rows = flags.batch * flags.prompt;
+  training.longest_row = flags.prompt;
+  training.texts = flags.batch;
   const auto conductor = start(subject.folder, plan, flags.cluster, subject.shape, training);
   const auto result =
       bench_training(*conductor, {flags.batch, flags.prompt, flags.repeat, subject.config.sizes.vocabulary});

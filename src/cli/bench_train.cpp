@@ -26,16 +26,19 @@ json bench_training(cluster::Conductor& conductor, const BenchTraining& sizes) {
   std::vector<double> seconds;
   double link_s = 0;
   std::uint64_t peak_bytes = 0;
+  int recomputed_every = 0;
   for (int i = 0; i < sizes.repeat; ++i) {
     const json done = conductor.carry_out(order);
     seconds.push_back(done["seconds"]);
     link_s += done["link_s"].get<double>();
     peak_bytes = done["peak_bytes"];
+    recomputed_every = done["recomputed_every"];
     note("{}\n", dim(fmt::format("step {} of {}", i + 1, sizes.repeat)));
   }
   return {{"tokens", sizes.batch * sizes.tokens},
           {"step_s", seconds},
           {"link_s", link_s},
+          {"recomputed_every", recomputed_every},
           {"peak_bytes", peak_bytes}};
 }
 

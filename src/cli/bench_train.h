@@ -14,7 +14,8 @@ struct BenchTraining {
   int vocabulary = 0;
 };
 
-// {"tokens", "step_s": of each step, "link_s": of all, "peak_bytes": of rank 0}.
+// {"tokens", "step_s": of each step, "link_s": of all, "recomputed_every": train/loss.h, "peak_bytes": of
+// rank 0}.
 nlohmann::json bench_training(cluster::Conductor& conductor, const BenchTraining& sizes);
 
 // The same as a table, with the median.

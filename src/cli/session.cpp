@@ -118,7 +118,7 @@ std::string short_name(const std::string& model) {
   return path.filename().string();
 }
 
-parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config) {
+parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config, int replicas) {
   const bool from_file = !flags.plan.empty() && flags.plan != "tp" && flags.plan != "pp";
   if (from_file && (!flags.hosts.empty() || flags.ranks)) {
     throw InputError(
@@ -136,11 +136,12 @@ parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& c
     auto hosts = flags.hosts.empty()
                      ? std::vector<std::string>(flags.ranks.value_or(flags.default_ranks), "local")
                      : flags.hosts;
-    plan = flags.plan == "pp" ? parallel::pipeline_plan(hosts, models::layer_sizes(config))
-                              : parallel::tensor_parallel_plan(hosts, config.layers);
+    plan = flags.plan == "pp"
+               ? parallel::pipeline_plan(hosts, models::layer_sizes(config), std::max(1, replicas))
+               : parallel::tensor_parallel_plan(hosts, config.layers);
     plan = parallel::plan_from_json(to_json(plan));  // the same checks as a file's
   }
-  parallel::validate(plan, config.divisible());
+  parallel::validate(plan, config.divisible(), replicas);
   if (plan.stages.size() > 1 && flags.backend != "auto" && flags.backend != "tcp") {
     throw InputError(
         fmt::format("--backend {}: a plan of several stages needs tcp; leave --backend out", flags.backend));

@@ -45,8 +45,9 @@ std::filesystem::path find_model(const std::string& model);
 // A model's name without its path.
 std::string short_name(const std::string& model);
 
-// The plan that the flags ask for, validated. InputError names the flag or the field of the file.
-parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config);
+// The plan that the flags ask for, of so many replicas, validated (parallel::validate()). InputError names
+// the flag or the field of the file.
+parallel::Plan make_plan(const ClusterFlags& flags, const models::ModelConfig& config, int replicas = 1);
 
 // "4 ranks in 2 stages".
 std::string describe_size(const parallel::Plan& plan);

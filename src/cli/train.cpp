@@ -33,10 +33,11 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
       {"Model", flags.model},
       {"Data", fmt::format("{}: {}", flags.data, counted(texts, "text"))},
       {"Method", t.method + (trains_all(flags) ? (t.from_scratch ? ", from scratch" : "") : adapter)},
-      {"Split", describe_size(plan) + (plan.stages.size() > 1  ? ", pp"
-                                       : t.replicas > 1        ? fmt::format(", {} replicas", t.replicas)
-                                       : plan.world_size() > 1 ? ", " + flags.parallel
-                                                               : "")},
+      {"Split", describe_size(plan) +
+                    (plan.stages.size() > 1  ? ", pp"
+                     : plan.world_size() > 1 ? ", " + flags.parallel
+                                             : "") +
+                    (t.replicas > 1 && t.shares.empty() ? fmt::format(", {} replicas", t.replicas) : "")},
       {"Steps",
        fmt::format("{} of {} times {}", flags.iters, flags.accumulation, counted(flags.batch_size, "text"))},
       {"Optimizer", fmt::format("{}{}, {} at most, {}", t.optimizer, t.optimizer_bits == 8 ? " in 8 bit" : "",
@@ -99,8 +100,8 @@ int run(TrainFlags flags) {
   if (flags.parallel == "sdp" && flags.cluster.backend == "ring")
     throw InputError("--parallel sdp: MLX's ring does not scatter sums: leave --backend out, or take tcp");
   settle_method(flags, config, folder);
-  const auto plan = make_training_plan(flags.cluster, flags.parallel, config);
-  const auto training = split_training(flags.training, flags.parallel, plan, config);
+  const auto plan = make_training_plan(flags.cluster, flags.parallel, flags.training.replicas, config);
+  auto training = split_training(flags.training, flags.parallel, plan, config);
   if (plan.rank(0).host != "local")
     throw InputError("training writes its results from rank 0: let the first host be \"local\"");
   std::optional<text::Tokenizer> tokenizer;
@@ -118,6 +119,9 @@ int run(TrainFlags flags) {
   if (fs::exists(data / "valid.jsonl")) valid = reader.read(data / "valid.jsonl");
   tell_of(reader, flags);
   train::Batches batches(std::move(texts), flags.batch_size, flags.training.seed);
+  training.most_rows = batches.most_rows();
+  training.longest_row = batches.longest_row();
+  training.texts = flags.batch_size;
   write_beside(flags, folder);
   note("{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),
        fmt::format("{} batch{}", batches.in_an_epoch(), batches.in_an_epoch() == 1 ? "" : "es"), valid.size(),

@@ -11,6 +11,15 @@ namespace tandem::cli {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+namespace {
+
+std::string describe_recomputed(int every) {
+  if (every == 0) return "no layer is recomputed: there is memory enough";
+  return every == 1 ? "every layer is recomputed" : fmt::format("of {} layers one is recomputed", every);
+}
+
+}  // namespace
+
 bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
                      const std::vector<train::Sequence>& valid) {
   conductor_ = &conductor;
@@ -50,6 +59,8 @@ void TrainRun::step(int number, train::Batches& batches) {
   const json done =
       conductor_->carry_out({{"step", {{"batches", std::move(micro)}, {"learning_rate", rate_}}}});
   peak_bytes_ = done["peak_bytes"];
+  if (number == first_ && flags_.training.recomputed_every == cluster::Training::by_memory)
+    note("--grad-checkpoint=auto: {}\n", describe_recomputed(done["recomputed_every"]));
   if (done["skipped"]) {
     ++skipped_;
     note("step {}: the gradient is not finite; the step is left out on every rank\n", number);

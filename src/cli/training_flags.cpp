@@ -3,13 +3,32 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 
 #include "base/error.h"
 #include "base/limits.h"
 #include "cli/terminal.h"
 #include "parallel/shard.h"
+#include "train/trainer.h"
 
 namespace tandem::cli {
+
+namespace {
+
+int recomputed_every(const std::string& text) {
+  if (text == "true" || text == "all") return 1;
+  if (text == "false" || text == "none") return 0;
+  if (text == "auto") return cluster::Training::by_memory;
+  int every = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), every);
+  if (error == std::errc() && end == text.data() + text.size() && every >= 1 && every <= train::most_between)
+    return every;
+  throw CLI::ValidationError(
+      fmt::format("--grad-checkpoint={}: give all, none, auto, or a number of layers up to {}", text,
+                  train::most_between));
+}
+
+}  // namespace
 
 void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training& training) {
   verb.add_option(
@@ -21,7 +40,7 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
       ->capture_default_str();
   verb.add_option(
           "--replicas", training.replicas,
-          "With --parallel tp: the ranks are so many groups, each of which shares a model of its own and "
+          "With --parallel tp or pp: the ranks are so many groups, each of which has a model of its own and "
           "takes a part of every batch")
       ->check(CLI::Range(1, limits::ranks))
       ->capture_default_str();
@@ -30,8 +49,13 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
           "Training computes in it, and keeps activations in it for gradients; parameters and sums are "
           "float32 [bfloat16 on a GPU, float32 on a CPU]")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
-  verb.add_flag("--grad-checkpoint", training.recompute,
-                "Training keeps each layer's input alone and computes the rest anew");
+  const std::string of_layers =
+      "Training keeps each layer's input alone and computes the rest anew; =2 (or 3, …) of every second "
+      "layer; "
+      "=auto of as many as memory asks for; =none of none";
+  verb.add_flag("--grad-checkpoint", of_layers)->each([&training](const std::string& text) {
+    training.recomputed_every = recomputed_every(text);
+  });
 }
 
 namespace {
@@ -58,6 +82,28 @@ void check_kv_heads(const parallel::Stage& stage, const models::ModelConfig& con
       config.sizes.kv_heads, stage.ranks.size()));
 }
 
+// What the ranks of one group of `replicas` share. InputError where they are no such equal groups.
+parallel::Plan one_replica(const parallel::Plan& plan, int replicas) {
+  parallel::Plan replica = plan;
+  const auto ranks = plan.stages.front().ranks.size();
+  for (auto& stage : replica.stages) {
+    const auto equals_first = [&](const auto& rank) { return rank.share == stage.ranks.front().share; };
+    if (!std::all_of(stage.ranks.begin(), stage.ranks.end(), equals_first))
+      throw InputError(fmt::format(
+          "--replicas {}: the plan's ranks have unequal shares: leave it out, or the shares", replicas));
+    // Rows go from a replica's ranks of a stage to its own of the next, where stages are alike.
+    if (stage.ranks.size() != ranks || ranks % static_cast<std::size_t>(replicas) != 0)
+      throw InputError(fmt::format("--replicas {}: {} in {} do not divide into so many equal groups",
+                                   replicas, counted(plan.world_size(), "rank"),
+                                   counted(plan.stages.size(), "stage")));
+    stage.ranks.resize(ranks / static_cast<std::size_t>(replicas));
+  }
+  return replica;
+}
+
+// Whether every rank of a split by this name is a replica.
+bool replicates(const std::string& parallel) { return parallel == "dp" || parallel == "sdp"; }
+
 }  // namespace
 
 void settle_activations(const CLI::App& verb, const std::string& dtype, ClusterFlags& flags) {
@@ -65,53 +111,42 @@ void settle_activations(const CLI::App& verb, const std::string& dtype, ClusterF
   if (verb.count("--activations") == 0) flags.activations = half ? "auto" : "float32";
 }
 
-parallel::Plan make_training_plan(ClusterFlags flags, const std::string& parallel,
+parallel::Plan make_training_plan(ClusterFlags flags, const std::string& parallel, int replicas,
                                   const models::ModelConfig& config) {
   if (parallel == "pp" && flags.plan.empty()) flags.plan = "pp";
-  return make_plan(flags, config);
+  return make_plan(flags, config, replicates(parallel) ? 0 : replicas);
 }
 
 cluster::Training split_training(cluster::Training training, const std::string& parallel,
                                  const parallel::Plan& plan, const models::ModelConfig& config) {
   const bool staged = plan.stages.size() > 1;
-  const bool replicated = parallel == "dp" || parallel == "sdp";
-  if (replicated && staged)
+  if (replicates(parallel) && staged)
     throw InputError(fmt::format(
         "--parallel {}: the plan has pipeline stages: leave --plan out, or take --parallel pp", parallel));
   if (parallel == "sdp" && training.method != "full")
     throw InputError(
         "--parallel sdp: of what an adapter leaves as it is every rank would hold all: take tp or pp, or "
         "--method full");
-  if (training.replicas > 1 && parallel != "tp")
-    throw InputError(fmt::format("--replicas {}: is for --parallel tp: leave it out", training.replicas));
-  if (training.replicas > 1 && (staged || plan.world_size() % training.replicas != 0))
-    throw InputError(fmt::format("--replicas {}: {} in {} do not divide into so many equal groups",
-                                 training.replicas, counted(plan.world_size(), "rank"),
-                                 counted(plan.stages.size(), "stage")));
+  if (training.replicas > 1 && replicates(parallel))
+    throw InputError(
+        fmt::format("--replicas {}: is for --parallel tp and pp: leave it out", training.replicas));
   training.sharded = parallel == "sdp" && plan.world_size() > 1;
-  if (replicated) {
+  if (replicates(parallel)) {
     training.replicas = plan.world_size();
     for (const auto& rank : plan.stages.front().ranks) training.shares.push_back(rank.share);
     return training;
   }
+  if (parallel == "pp" && !staged && training.replicas > 1)
+    throw InputError(
+        fmt::format("--replicas {}: of {} none is left for a second stage: take fewer, or --parallel dp",
+                    training.replicas, counted(plan.world_size(), "rank")));
   if (parallel == "pp" && !staged && plan.world_size() > 1)
     throw InputError("--parallel pp: the plan has one stage: leave --plan out, or give a file with several");
-  if (training.replicas > 1) {
-    parallel::Stage replica = plan.stages.front();
-    const auto equals_first = [&](const auto& rank) { return rank.share == replica.ranks.front().share; };
-    if (!std::all_of(replica.ranks.begin(), replica.ranks.end(), equals_first))
-      throw InputError(
-          fmt::format("--replicas {}: the plan's ranks have unequal shares: leave it out, or the shares",
-                      training.replicas));
-    replica.ranks.assign(replica.ranks.size() / static_cast<std::size_t>(training.replicas),
-                         {.host = "", .share = 1.0 * training.replicas / plan.world_size()});
-    check_kv_heads(replica, config);
-    return training;
-  }
-  for (const auto& stage : plan.stages) check_kv_heads(stage, config);
+  const auto replica = training.replicas > 1 ? one_replica(plan, training.replicas) : plan;
+  for (const auto& stage : replica.stages) check_kv_heads(stage, config);
   if (staged && config.tied_embeddings &&
-      shards_of(plan.stages.front(), config).front().vocabulary_sizes !=
-          shards_of(plan.stages.back(), config).front().vocabulary_sizes) {
+      shards_of(replica.stages.front(), config).front().vocabulary_sizes !=
+          shards_of(replica.stages.back(), config).front().vocabulary_sizes) {
     throw InputError(
         "the embedding is the output matrix too: give the plan's last stage as many ranks as its first, and "
         "the "

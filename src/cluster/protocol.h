@@ -17,11 +17,13 @@
 
 namespace tandem::cluster {
 
-inline constexpr int protocol_version = 9;
+inline constexpr int protocol_version = 10;
 
-// How the group trains (train/). The plan's ranks are `replicas` groups, one after the other, each with the
-// whole model.
+// How the group trains (train/). The ranks of each of the plan's stages are `replicas` groups, one after the
+// other, each with all of the stage's layers.
 struct Training {
+  static constexpr int by_memory = -1;
+
   std::string method = "lora";  // or dora, full
   int replicas = 1;
   std::vector<double> shares;  // of each replica in every batch; none: equal ones
@@ -35,9 +37,11 @@ struct Training {
   int optimizer_bits = 32;
   float beta1 = 0.9F, beta2 = 0.999F, weight_decay = 0.01F;
   float clip = 0;
-  float balance_rate = 0;  // train/optimizer.h
-  float balance_loss = 0;  // models/layers.h: Context
-  bool recompute = false;
+  float balance_rate = 0;    // train/optimizer.h
+  float balance_loss = 0;    // models/layers.h: Context
+  int recomputed_every = 0;  // of so many layers one (train/loss.h); by_memory: as free memory asks for
+  // Of micro-batches, all ranks' together: the most tokens, those of the longest text, and texts.
+  int most_rows = 0, longest_row = 0, texts = 1;
   std::string dtype = "auto";  // of activations, and of the weights they meet: float32, bfloat16 or float16
   bool from_scratch = false;   // from first weights of Start::shape (weights/initial_source.h)
 };
@@ -135,8 +139,8 @@ struct Failed {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Training, method, replicas, shares, sharded, lora_rank, lora_scale,
                                    lora_layers, lora_keys, seed, optimizer, optimizer_bits, beta1, beta2,
-                                   weight_decay, clip, balance_rate, balance_loss, recompute, dtype,
-                                   from_scratch)
+                                   weight_decay, clip, balance_rate, balance_loss, recomputed_every,
+                                   most_rows, longest_row, texts, dtype, from_scratch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Start, version, rank, plan, model, shape, cache_shards, device, backend,
                                    fp8, wire, activations, kv_bits, adapter, training, threads, ranks_on_host,
                                    cores, loopback, verbosity)

@@ -34,14 +34,19 @@ void measure_gpu(Room& room) {
   }
 }
 
+// The most of a machine's ranks that share a GPU.
+std::uint64_t ranks_on_gpu(int ranks_on_host) {
+  const int gpus = std::max(1, hardware::nvidia_gpus());
+  return static_cast<std::uint64_t>((ranks_on_host + gpus - 1) / gpus);
+}
+
 }  // namespace
 
 void bound_free_buffers(int ranks_on_host) {
   constexpr std::uint64_t share = 16;
   const std::uint64_t own = mx::default_device() == mx::Device::gpu ? gpu_bytes("total_memory") : 0;
   if (own == 0) return;
-  const int gpus = std::max(1, hardware::nvidia_gpus());
-  mx::set_cache_limit(own / share / static_cast<std::uint64_t>((ranks_on_host + gpus - 1) / gpus));
+  mx::set_cache_limit(own / share / ranks_on_gpu(ranks_on_host));
 }
 
 Room measure_room(const engine::StepRunner& runner) {
@@ -55,6 +60,14 @@ Room measure_room(const engine::StepRunner& runner) {
             .model_context = runner.model_context()};
   if (mx::default_device() == mx::Device::gpu) measure_gpu(room);
   return room;
+}
+
+std::uint64_t free_memory(int ranks_on_host) {
+  Room room{.free_bytes = hardware::machine_memory().available_bytes};
+  if (mx::default_device() == mx::Device::cpu)
+    return room.free_bytes / static_cast<std::uint64_t>(ranks_on_host);
+  measure_gpu(room);
+  return room.free_bytes / ranks_on_gpu(ranks_on_host);
 }
 
 hardware::ProcessMemory rank_memory() {

@@ -10,6 +10,9 @@ namespace tandem::cluster {
 // Of MLX's default device.
 Room measure_room(const engine::StepRunner& runner);
 
+// One rank's share of what is free for MLX's default device, of so many alike on this machine.
+std::uint64_t free_memory(int ranks_on_host);
+
 // MLX keeps memory that is freed for arrays of its size: on a GPU, where texts of all lengths go by, at most
 // a sixteenth of the GPU's own memory for all ranks that share it.
 void bound_free_buffers(int ranks_on_host);

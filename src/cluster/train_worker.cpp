@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/limits.h"
@@ -38,21 +39,16 @@ json finite_or_null(double value) { return std::isfinite(value) ? json(value) : 
 
 // This rank's groups: those with which it shares matrices, and those with the same part of the other models.
 train::Ranks ranks_of(const TrainingPlace& here, const Training& training, mx::Dtype activations) {
-  const auto& world = here.world;
-  if (here.place.stages > 1)
-    return {world, {here.stage, activations}, parallel::single_rank_group(), {1}, here.place};
-  const int replicas = training.replicas, sharers = world.size() / replicas;
+  const int replicas = training.replicas, sharers = here.stage.size() / replicas;
   const auto part = [&](int size, int color) {
-    if (size == world.size()) return world;
-    return size > 1 ? world.split(color) : parallel::single_rank_group();
+    if (size == here.stage.size()) return here.stage;
+    return size > 1 ? here.stage.split(color) : parallel::single_rank_group();
   };
-  const auto stage = part(sharers, world.rank() / sharers);
-  parallel::Place alone;
-  alone.rank = stage.rank();
+  const auto stage = part(sharers, here.place.rank / sharers);
+  const auto data = part(replicas, here.place.rank % sharers);
   auto shares = training.shares;
   shares.resize(static_cast<std::size_t>(replicas), 1);
-  return {world, {stage, activations}, part(replicas, world.rank() % sharers), shares,
-          alone, training.sharded};
+  return {here.world, {stage, activations}, data, shares, here.place, training.sharded};
 }
 
 // InputError where a product that is to be adapted is in no layer of any stage.
@@ -106,6 +102,7 @@ class TrainWork {
             {"gradient_norm", finite_or_null(result.gradient_norm)},
             {"skipped", result.skipped},
             {"seconds", time.count()},
+            {"recomputed_every", trainer_.recomputed_every()},
             {"link_s", parallel::link_use(world_).seconds - link_start},
             {"peak_bytes", rank_memory().peak_bytes}};
   }
@@ -119,6 +116,20 @@ class TrainWork {
   const mx::distributed::Group& world_;
   train::Trainer trainer_;
 };
+
+// The most tokens that this rank may have under way in a step, by whole texts.
+int rows_of(const Training& training, const train::Ranks& ranks) {
+  double rows = training.most_rows, texts = training.texts;
+  const auto take = [&](double share) {
+    rows = std::min(rows, rows * share + training.longest_row);
+    texts = std::min(texts, std::ceil(texts * share) + 1);
+  };
+  if (ranks.data.size() > 1)
+    take(ranks.shares[ranks.data.rank()] / std::accumulate(ranks.shares.begin(), ranks.shares.end(), 0.0));
+  const int stages = ranks.place.stages;
+  if (stages > 1) take(std::min(1.0, stages / std::min(texts, 1.0 * train::parts_a_stage * stages)));
+  return static_cast<int>(std::ceil(rows));
+}
 
 std::unique_ptr<train::Trainable> load(const Training& training, const Model& model,
                                        const parallel::Shard& shard, const parallel::Range& layers,
@@ -203,8 +214,9 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
                                         .bits = training.optimizer_bits,
                                         .balance_rate = training.balance_rate},
                           .clip = training.clip,
-                          .recompute = training.recompute,
-                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0});
+                          .recomputed_every = std::max(0, training.recomputed_every),
+                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0,
+                          .error_feedback = here.tcp && start.wire == "bfloat16"});
   channel.send({{"ready", Ready{.weight_bytes = teller.progress().total_bytes,
                                 .resident_bytes = rank_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",
@@ -217,6 +229,8 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
     check_keys(training.lora_keys, *lora, world);
     lora->start_magnitudes();
   }
+  if (training.recomputed_every == Training::by_memory)
+    trainer.recompute_by_memory(rows_of(training, trainer.ranks()), free_memory(start.ranks_on_host));
   TrainWork work(world, std::move(trainer));
   while (true) {
     json order = json::object();

@@ -22,13 +22,15 @@ std::vector<train::Sequence> sequences_from_json(const nlohmann::json& list);
 // Where this rank stands.
 struct TrainingPlace {
   mlx::core::distributed::Group world, stage;  // all ranks, and those of this one's stage
+  bool tcp;                                    // the data plane, which Start::wire is for
   const parallel::Plan& plan;
   parallel::Place place;
 };
 
 // Loads this rank's part and carries rank 0's orders out, for ever. Orders, and what rank 0 answers:
 //   {"step": {"batches": [[[loss_from, id, …], …], …], "learning_rate"}}
-//       → {"sum_nll", "tokens", "gradient_norm", "skipped", "seconds", "link_s", "peak_bytes"}
+//       → {"sum_nll", "tokens", "gradient_norm", "skipped", "seconds", "recomputed_every", "link_s",
+//       "peak_bytes"}
 //   {"evaluate": {"sequences": [[loss_from, id, …], …]}} → {"sum_nll", "tokens"}; null where it is not finite
 //   {"save": {"file", "dtype"}} → {"file"}: rank 0 writes all parameters
 //   {"keep": {"file"}}, {"restore": {"file"}} → {"file"}: rank 0 writes or reads what the next step depends

@@ -219,7 +219,8 @@ void follow(Work& work) {
 
 // The cores that the worker keeps to and the threads that compute, before either MLX or we start any.
 void use_cores(const Start& start) {
-  hardware::prefer_no_preemption();
+  // But sums of gradients go on beside the backward, on threads that seldom compute.
+  if (start.training.is_null()) hardware::prefer_no_preemption();
   if (!start.cores.empty()) hardware::keep_to_cores(start.cores);
   const int cores = start.cores.empty() ? hardware::physical_cores() / start.ranks_on_host
                                         : static_cast<int>(start.cores.size());
@@ -248,12 +249,13 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
   const auto stage = stage_group(plan, plan.place(start.rank), group);  // before messages are under way
   Model model = open_model(start, group, world.tcp, cache / "shards");
   auto& config = model.config;
-  parallel::validate(plan, config.divisible());
+  parallel::validate(plan, config.divisible(),
+                     start.training.is_null() ? 1 : start.training.at("replicas").get<int>());
   config.formats.fp8_as = start.fp8 == "float32" ? weights::Fp8As::float32
                           : start.fp8 == "8bit"  ? weights::Fp8As::quantised
                                                  : weights::Fp8As::bfloat16;
   if (!start.training.is_null())
-    return train(channel, start, {group, stage, plan, plan.place(start.rank)}, model, device);
+    return train(channel, start, {group, stage, world.tcp, plan, plan.place(start.rank)}, model, device);
   auto [decoder, ready] = load_part(start, model, plan, stage, device, [&](const Progress& progress) {
     channel.send({{"progress", progress}});
   });

@@ -42,7 +42,10 @@ mx::array gather_columns(const mx::array& x, const std::vector<int>& parts,
   return mx::concatenate(columns, 1);
 }
 
-mx::array InOrder::next(const mx::array& x) const { return *last_ ? mx::depends({x}, {**last_}).front() : x; }
+mx::array InOrder::next(const mx::array& x) const {
+  // On the collectives' stream: MLX's depends runs on that of x, which would wait for them.
+  return *last_ ? mx::depends({mx::stop_gradient(x, stream_)}, {**last_}).front() : x;
+}
 
 mx::array InOrder::sum(const mx::array& x) {
   if (group_.size() == 1) return x;

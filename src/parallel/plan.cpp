@@ -151,18 +151,28 @@ std::vector<Range> split_layers(const std::vector<double>& sizes, int stages) {
   return ranges;
 }
 
-Plan pipeline_plan(const std::vector<std::string>& hosts, const std::vector<double>& layer_sizes) {
-  const std::size_t layers = layer_sizes.size();
-  if (hosts.size() > layers) {
+Plan pipeline_plan(const std::vector<std::string>& hosts, const std::vector<double>& layer_sizes,
+                   int replicas) {
+  const std::size_t layers = layer_sizes.size(), groups = static_cast<std::size_t>(replicas);
+  if (hosts.size() % groups != 0) {
+    throw InputError(fmt::format("{} ranks do not divide into {} equal groups: use a multiple of {}",
+                                 hosts.size(), groups, groups));
+  }
+  const std::size_t stages = hosts.size() / groups;
+  if (stages > layers) {
     throw InputError(
         fmt::format("{} pipeline stages, but the model has {} layers and each stage needs one: "
                     "use at most {} ranks",
-                    hosts.size(), layers, layers));
+                    stages, layers, layers * groups));
   }
-  const auto ranges = split_layers(layer_sizes, static_cast<int>(hosts.size()));
+  const auto ranges = split_layers(layer_sizes, static_cast<int>(stages));
   Plan plan;
-  for (std::size_t i = 0; i < hosts.size(); ++i)
-    plan.stages.push_back({ranges[i].begin, ranges[i].end, {{hosts[i], 1}}});
+  for (std::size_t i = 0; i < stages; ++i) {
+    Stage stage{ranges[i].begin, ranges[i].end, {}};
+    for (std::size_t group = 0; group < groups; ++group)
+      stage.ranks.push_back({hosts[group * stages + i], 1.0 / replicas});
+    plan.stages.push_back(std::move(stage));
+  }
   return plan;
 }
 
@@ -206,8 +216,8 @@ void check_layers(const Plan& plan, int layers) {
                   fmt::join(ranges, ", "), layers));
 }
 
-void check_stage(const Stage& stage, const Divisible& model) {
-  const int ranks = static_cast<int>(stage.ranks.size());
+// Where `ranks` share its matrices.
+void check_stage(int ranks, const Divisible& model) {
   if (ranks > model.query_heads) {
     throw InputError(fmt::format(
         "{} ranks, but the model has {} query heads and each rank needs one: use at most {} ranks", ranks,
@@ -228,12 +238,13 @@ void check_stage(const Stage& stage, const Divisible& model) {
 
 }  // namespace
 
-void validate(const Plan& plan, const Divisible& model) {
+void validate(const Plan& plan, const Divisible& model, int replicas) {
   if (plan.world_size() > limits::ranks) {
     throw InputError(fmt::format("{} ranks; at most {} are possible", plan.world_size(), limits::ranks));
   }
   check_layers(plan, model.layers);
-  for (const auto& stage : plan.stages) check_stage(stage, model);
+  for (const auto& stage : plan.stages)
+    check_stage(replicas > 0 ? std::max(1, static_cast<int>(stage.ranks.size()) / replicas) : 1, model);
 }
 
 ExpertSplit expert_split_of(int ranks, const Divisible& model) {

@@ -57,8 +57,10 @@ Plan tensor_parallel_plan(const std::vector<std::string>& hosts, int layers);
 // equal size as they allow. Requires sizes.size() >= stages.
 std::vector<Range> split_layers(const std::vector<double>& sizes, int stages);
 
-// A stage of one rank for each host. InputError where there are more hosts than layers.
-Plan pipeline_plan(const std::vector<std::string>& hosts, const std::vector<double>& layer_sizes);
+// Stages of one rank for each of `replicas` equal groups of hosts, which stand one after the other.
+// InputError where there are no such groups, or more hosts in one than layers.
+Plan pipeline_plan(const std::vector<std::string>& hosts, const std::vector<double>& layer_sizes,
+                   int replicas = 1);
 
 // InputError names the field and the value that is wrong. Shares need not add up to 1 in the file.
 Plan plan_from_json(const nlohmann::json& json);
@@ -73,9 +75,10 @@ struct Divisible {
   int experts = 0;  // 0: none
   int expert_columns = 0, shared_columns = 0;
 };
-// InputError where the plan does not fit: layers missing, twice or out of order, more ranks in a stage than
-// query heads.
-void validate(const Plan& plan, const Divisible& model);
+// InputError where the plan does not fit: layers missing, twice or out of order, more ranks that share a
+// stage's matrices than query heads. A stage's ranks are `replicas` groups with all of its matrices each; 0:
+// every rank has all of them.
+void validate(const Plan& plan, const Divisible& model, int replicas = 1);
 
 // Columns of every expert, which loads ranks evenly; whole experts where there are more ranks than such cuts.
 ExpertSplit expert_split_of(int ranks, const Divisible& model);

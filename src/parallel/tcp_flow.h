@@ -3,6 +3,7 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -46,6 +47,11 @@ struct Transfer {
   int peer = 0;
   std::optional<std::span<const char>> outgoing;
   std::optional<std::span<char>> incoming;
+
+  // Bytes of the larger one.
+  std::size_t size() const {
+    return std::max(outgoing ? outgoing->size() : 0, incoming ? incoming->size() : 0);
+  }
 };
 
 class Flow {

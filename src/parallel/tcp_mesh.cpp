@@ -56,7 +56,9 @@ void TcpMesh::exchange(const Operation& operation, std::span<const Transfer> tra
     std::vector<Flow> flows;
     flows.reserve(transfers.size());
     for (const auto& transfer : transfers) flows.emplace_back(peers_[transfer.peer], transfer, operation);
-    run(flows, progress);
+    std::size_t bytes = 0;
+    for (const auto& transfer : transfers) bytes = std::max(bytes, transfer.size());
+    run(flows, bytes < limits::bulk_bytes ? limits::spin : limits::bulk_spin, progress);
   } catch (const std::exception& error) {
     breakage_ = error.what();
     broken_ = true;
@@ -81,7 +83,7 @@ void TcpMesh::check() const {
   if (broken_) throw ClusterError(breakage_);
 }
 
-void TcpMesh::run(std::vector<Flow>& flows, const Progress& progress) const {
+void TcpMesh::run(std::vector<Flow>& flows, std::chrono::microseconds spin, const Progress& progress) const {
   auto last_move = steady_clock::now();
   std::size_t told = 0;
   while (true) {
@@ -94,7 +96,7 @@ void TcpMesh::run(std::vector<Flow>& flows, const Progress& progress) const {
       last_move = now;
       if (const auto prefix = progress ? moved_prefix(flows) : 0; prefix >= told + limits::reduce_slice_bytes)
         progress(told = prefix);
-    } else if (now - last_move < limits::spin) {
+    } else if (now - last_move < spin) {
       ::sched_yield();
     } else {
       sleep(flows, now);

@@ -55,7 +55,7 @@ class TcpMesh {
   LinkUse use();
 
  private:
-  void run(std::vector<Flow>& flows, const Progress& progress) const;
+  void run(std::vector<Flow>& flows, std::chrono::microseconds spin, const Progress& progress) const;
   void sleep(const std::vector<Flow>& flows, Deadline now) const;
   void check_patience(const std::vector<Flow>& flows, Deadline now) const;
 

@@ -82,6 +82,8 @@ class Batches {
   // As if next() had been called so often.
   void skip(std::int64_t count);
   int in_an_epoch() const;
+  int most_rows() const;    // tokens to predict from that a batch may have
+  int longest_row() const;  // those of the longest text
 
  private:
   void begin_epoch();

@@ -60,12 +60,13 @@ FullModel::FullModel(models::ModelConfig config, parallel::Shard shard, parallel
     mx::array value = mx::astype(models::dense(weights_.take_matrix(name)), mx::float32);
     value.eval();
     weights::Slice slice = dense_slice(weights_.slice_of(name), value);
-    const bool tied =
-        name == "model.embed_tokens.weight" && config_.tied_embeddings && layers_.size() < config_.layers;
-    const bool balances = is_router_bias(name);
-    auto& list = balances && !balanced ? fixed_ : parameters_;
-    list.push_back({std::move(slice), std::move(value), is_partial(weights_, name), tied, balances});
-    if (sharers) cut(list.back(), *sharers);
+    Parameter one{std::move(slice), std::move(value), is_partial(weights_, name)};
+    const bool embedding = name == "model.embed_tokens.weight";
+    one.tied = embedding && config_.tied_embeddings && layers_.size() < config_.layers;
+    one.looked_up = embedding && !config_.tied_embeddings;
+    one.balances = is_router_bias(name);
+    if (sharers) cut(one, *sharers);
+    (one.balances && !balanced ? fixed_ : parameters_).push_back(std::move(one));
   }
 }
 

@@ -102,13 +102,13 @@ mx::array made_and_computed(const MadeLayers& made, const mx::array& x, int inde
 
 // [T, hidden] of the layers.
 mx::array through_layers(const TrainedModel& trained, mx::array x, const std::shared_ptr<const Going>& going,
-                         bool recompute) {
+                         int recomputed_every) {
   const auto& [model, made] = trained;
+  const auto recompute = [&](int layer) { return recomputed_every > 0 && layer % recomputed_every == 0; };
   for (int i = 0; made && i < model.config.layers; ++i)
-    x = mx::astype(made_and_computed(*made, x, i, going, recompute), going->context.activations);
-  for (int i = 0; i < static_cast<int>(model.layers.size()); ++i) {
-    x = mx::astype(layer_output(model.layers[i], x, i, going, recompute), going->context.activations);
-  }
+    x = mx::astype(made_and_computed(*made, x, i, going, recompute(i)), going->context.activations);
+  for (int i = 0; i < static_cast<int>(model.layers.size()); ++i)
+    x = mx::astype(layer_output(model.layers[i], x, i, going, recompute(i)), going->context.activations);
   return x;
 }
 
@@ -157,12 +157,12 @@ int input_rows(const std::vector<Sequence>& sequences) {
 }
 
 mx::array summed_nll(const TrainedModel& model, const std::vector<Sequence>& sequences,
-                     const Context& context, bool recompute) {
-  return stage_output(model, sequences, std::nullopt, context, recompute);
+                     const Context& context, int recomputed_every) {
+  return stage_output(model, sequences, std::nullopt, context, recomputed_every);
 }
 
 mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>& sequences,
-                       const std::optional<mx::array>& input, const Context& context, bool recompute) {
+                       const std::optional<mx::array>& input, const Context& context, int recomputed_every) {
   std::vector<int> ids, targets, scored;
   std::vector<float> counted;
   std::vector<models::SequenceRows> rows;
@@ -181,7 +181,7 @@ mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>&
   const auto going = std::make_shared<const Going>(model, std::move(rows), scored, context);
   const mx::array first_rows =
       input ? *input : models::embed(model, mx::array(ids.data(), {tokens}, mx::int32), context);
-  const mx::array last_rows = through_layers(trained, first_rows, going, recompute);
+  const mx::array last_rows = through_layers(trained, first_rows, going, recomputed_every);
   if (trained.made) trained.made->add_output(model, last_rows);
   if (!model.norm) return last_rows;
   const mx::array hidden = kernels::rms_norm(last_rows, *model.norm, model.config.rms_norm_eps);

@@ -122,6 +122,18 @@ std::size_t Optimizer::state_bytes() const {
   return bytes;
 }
 
+std::size_t Optimizer::state_bytes_in_full() const {
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < slices_.size(); ++i)
+    for (const auto& slice : state_slices(i)) {
+      const auto shape = slice.part_shape();
+      std::size_t numbers = 1;
+      for (const int size : shape) numbers *= static_cast<std::size_t>(size);
+      bytes += numbers * (in_8_bit(i) ? 1 : sizeof(float));
+    }
+  return bytes;
+}
+
 mx::array Optimizer::moved(std::size_t parameter, const mx::array& value, const mx::array& gradient,
                            std::vector<mx::array>& state, float learning_rate) const {
   const auto& o = options_;

@@ -48,8 +48,9 @@ class Optimizer {
   std::vector<mlx::core::array> state(std::size_t parameter) const;
   void restore(int steps) { steps_ = steps; }
   void restore(std::size_t parameter, const std::vector<mlx::core::array>& state);
-  // What all of that takes.
+  // What all of that takes, and what it takes once there was a step.
   std::size_t state_bytes() const;
+  std::size_t state_bytes_in_full() const;
 
  private:
   const std::string& rule_of(std::size_t parameter) const;

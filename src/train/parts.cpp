@@ -30,6 +30,11 @@ mx::array sum_of_one(const mx::array& x, const mx::distributed::Group& group) {
   return mx::view(parallel::sum(mx::view(x, mx::uint32), group), mx::float32);
 }
 
+mx::array sum_of_numbers(const mx::array& x, const mx::distributed::Group& group) {
+  const mx::array own = mx::equal(mx::arange(group.size()), mx::array(group.rank()));
+  return mx::sum(sum_of_one(mx::where(own, x, mx::array(0.0F)), group));
+}
+
 mx::array whole_of(const weights::Slice& slice, const mx::array& part, const mx::distributed::Group& group) {
   if (slice.axis < 0 || group.size() == 1) return part;
   const auto axis = static_cast<std::size_t>(slice.axis);

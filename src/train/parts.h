@@ -23,6 +23,9 @@ int rows_each(int rows, int ranks);
 // The sum over ranks of which only one has other numbers than zeros, float32: exact, whatever sums travel as.
 mlx::core::array sum_of_one(const mlx::core::array& x, const mlx::core::distributed::Group& group);
 
+// The sum of one number of each rank, float32, in rank order and exact in the same way.
+mlx::core::array sum_of_numbers(const mlx::core::array& x, const mlx::core::distributed::Group& group);
+
 // The whole of what has this slice, from all ranks' parts; every rank calls it.
 mlx::core::array whole_of(const weights::Slice& slice, const mlx::core::array& part,
                           const mlx::core::distributed::Group& group);

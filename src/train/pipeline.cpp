@@ -15,8 +15,6 @@ namespace {
 
 namespace mx = mlx::core;
 
-constexpr int parts_a_stage = 4;
-
 // An array whose value is known only later, but before it is computed.
 class Awaited : public mx::Primitive {
  public:
@@ -47,8 +45,12 @@ struct Pipeline::UnderWay {
 // One rank's way through the micro-batches of a step.
 class Pipeline::Step {
  public:
-  Step(const Pipeline& pipeline, Trainable& trainable, float scale)
-      : pipeline_(pipeline), trainable_(trainable), scale_(scale), sums_{mx::array(0.0F), {}} {}
+  Step(const Pipeline& pipeline, Trainable& trainable, float scale, int recomputed_every)
+      : pipeline_(pipeline),
+        trainable_(trainable),
+        scale_(scale),
+        recomputed_every_(recomputed_every),
+        sums_{mx::array(0.0F), {}} {}
 
   Sums run(const std::vector<std::vector<Sequence>>& batches) {
     const int count = static_cast<int>(batches.size());
@@ -98,7 +100,7 @@ class Pipeline::Step {
     const auto output = [&](const std::vector<mx::array>& values) {
       const std::vector parameters(values.begin(), values.end() - (input ? 1 : 0));
       const mx::array made = stage_output(trainable_.model(parameters), batch,
-                                          input ? Rows(values.back()) : Rows(), stage, pipeline_.recompute_);
+                                          input ? Rows(values.back()) : Rows(), stage, recomputed_every_);
       return std::vector{place().last() && scale_ != 1 ? mx::multiply(made, mx::array(scale_)) : made};
     };
     if (primals.empty()) {  // nothing to learn here, nor before
@@ -153,17 +155,13 @@ class Pipeline::Step {
   const Pipeline& pipeline_;
   Trainable& trainable_;
   float scale_;
+  int recomputed_every_;
   std::deque<UnderWay> under_way_;
   Sums sums_;
 };
 
-Pipeline::Pipeline(models::Group world, parallel::Place place, models::Context stage, int hidden,
-                   bool recompute)
-    : world_(std::move(world)),
-      place_(std::move(place)),
-      stage_(std::move(stage)),
-      hidden_(hidden),
-      recompute_(recompute) {}
+Pipeline::Pipeline(models::Group world, parallel::Place place, models::Context stage, int hidden)
+    : world_(std::move(world)), place_(std::move(place)), stage_(std::move(stage)), hidden_(hidden) {}
 
 mx::array Pipeline::row_buffer(const std::vector<Sequence>& batch) const {
   mx::array rows = mx::zeros({input_rows(batch), hidden_}, stage_.activations, mx::Device::cpu);
@@ -185,17 +183,18 @@ void Pipeline::exchange(const std::vector<int>& targets, const Rows& outgoing, i
   parallel::hand_over(world_, targets, given, source, taken);
 }
 
-Sums Pipeline::run(Trainable& trainable, const std::vector<std::vector<Sequence>>& micro_batches,
-                   float scale) const {
-  return Step(*this, trainable, scale).run(micro_batches);
+Sums Pipeline::run(Trainable& trainable, const std::vector<std::vector<Sequence>>& micro_batches, float scale,
+                   int recomputed_every) const {
+  return Step(*this, trainable, scale, recomputed_every).run(micro_batches);
 }
 
 mx::array Pipeline::evaluate(Trainable& trainable, const std::vector<Sequence>& sequences) const {
+  if (input_rows(sequences) == 0) return mx::array(0.0F);
   Rows input;
   if (!place_.first()) input = row_buffer(sequences);
   exchange({}, {}, place_.source, input);
   const mx::array output =
-      stage_output(trainable.model(trainable.values()), sequences, input, stage_, /*recompute=*/false);
+      stage_output(trainable.model(trainable.values()), sequences, input, stage_, /*recomputed_every=*/0);
   if (place_.last()) return output;
   exchange(place_.targets, output, -1, {});
   return mx::array(0.0F);

@@ -22,11 +22,12 @@ struct Sums {
 class Pipeline {
  public:
   // `world`: all ranks of all stages; `stage`: those of this one.
-  Pipeline(models::Group world, parallel::Place place, models::Context stage, int hidden, bool recompute);
+  Pipeline(models::Group world, parallel::Place place, models::Context stage, int hidden);
 
-  // Of the loss times `scale`. Every rank is given all micro-batches, none of them empty. ClusterError where
-  // a rank is lost.
-  Sums run(Trainable& trainable, const std::vector<std::vector<Sequence>>& micro_batches, float scale) const;
+  // Of the loss times `scale`, layers recomputed as summed_nll() says. Every rank is given all micro-batches,
+  // none of them empty. ClusterError where a rank is lost.
+  Sums run(Trainable& trainable, const std::vector<std::vector<Sequence>>& micro_batches, float scale,
+           int recomputed_every) const;
   // The sum of the negative log-likelihoods on the last stage, 0 on the others.
   mlx::core::array evaluate(Trainable& trainable, const std::vector<Sequence>& sequences) const;
 
@@ -47,11 +48,12 @@ class Pipeline {
   parallel::Place place_;
   models::Context stage_;
   int hidden_;
-  bool recompute_;
 };
 
-// The batch in parts for a pipeline of so many stages to be full of, of texts one after the other; what has
-// no token to predict is left out.
+constexpr int parts_a_stage = 4;
+
+// The batch in parts_a_stage parts for each of so many stages, which keep a pipeline full, of texts one after
+// the other; what has no token to predict is left out.
 std::vector<std::vector<Sequence>> parts_for(int stages, const std::vector<Sequence>& batch);
 
 }  // namespace tandem::train

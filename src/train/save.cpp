@@ -36,7 +36,7 @@ struct Part {
   mx::array value;
 };
 
-bool leads(const Ranks& ranks) { return ranks.place.rank == 0 && ranks.data.rank() == 0; }
+bool leads(const Ranks& ranks) { return ranks.place.rank == 0; }
 
 // Tells world rank 0, which has the file, the names and shapes that this stage's leader will send or wants.
 void announce(const Ranks& ranks, const std::vector<weights::Slice>& slices) {
@@ -171,6 +171,7 @@ void save_parameters(Trainer& trainer, const std::optional<fs::path>& file, cons
 }
 
 void save_state(Trainer& trainer, const std::optional<fs::path>& file) {
+  trainer.drop_held_back();
   auto& optimizer = trainer.optimizer();
   const auto [scale, scale_steps] = trainer.loss_scale();
   std::vector<Part> parts;

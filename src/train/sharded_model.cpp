@@ -51,9 +51,9 @@ void ShardedModel::bind(const Places& places, const std::vector<mx::array>& part
   std::map<std::string, mx::array> bound;
   int first = 0;
   for (std::size_t i = 0; i < places.size(); ++i) {
-    const auto& [slice, value, partial, tied, balances, scattered] = parameters_[places[i]];
+    const auto& slice = parameters_[places[i]].slice;
     mx::array whole = parts[i];
-    if (scattered) {
+    if (parameters_[places[i]].scattered) {
       mx::Shape shape(slice.shape.begin(), slice.shape.end());
       const int end = first + rows_of(slice) * static_cast<int>(whole.size() / whole.shape(0));
       shape[0] = rows_of(slice) * ranks;

@@ -19,6 +19,8 @@ struct Parameter {
   bool partial = false;
   // The first and the last of several stages hold it both: the gradient is their sum.
   bool tied = false;
+  // An embedding alone: only the rows of a step's tokens have a gradient.
+  bool looked_up = false;
   // V3's bias of the choice of experts: its gradient is how many tokens chose each (kernels/routing.h).
   bool balances = false;
   // The ranks with other sequences hold the other parts: the gradient is summed and cut as it comes.

@@ -1,5 +1,6 @@
 #include "train/trainer.h"
 
+#include <mlx/memory.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
@@ -7,8 +8,9 @@
 #include <climits>
 #include <cmath>
 #include <numeric>
+#include <set>
 
-#include "parallel/collectives.h"
+#include "base/log.h"
 #include "parallel/tcp_group.h"
 #include "train/data.h"
 #include "train/parts.h"
@@ -18,7 +20,8 @@ namespace {
 
 namespace mx = mlx::core;
 
-// Parameters in the order in which a backward has their gradients: the output's, the last layer's, …
+// Parameters in the order in which a backward has their gradients: the output's, those of the last layer's
+// last product, …
 std::vector<std::size_t> as_they_come(const std::vector<Parameter>& parameters) {
   const auto depth = [&](std::size_t i) {
     const std::string& name = parameters[i].slice.name;
@@ -26,24 +29,52 @@ std::vector<std::size_t> as_they_come(const std::vector<Parameter>& parameters) 
     return layer >= 0 ? layer : name.starts_with("model.embed_tokens") ? -1 : INT_MAX;
   };
   std::vector<std::size_t> order(parameters.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::iota(order.rbegin(), order.rend(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return depth(a) > depth(b); });
   return order;
 }
 
+double bytes_of(const std::vector<mx::array>& arrays) {
+  double bytes = 0;
+  for (const auto& array : arrays) bytes += static_cast<double>(array.nbytes());
+  return bytes;
+}
+
+constexpr int probed_rows = 64;
+
+// Of the rows of an embedding [n, hidden] from `first` on, those of all ranks' tokens, in order: [m] int32.
+mx::array rows_of(const std::vector<std::vector<Sequence>>& micro_batches, int first, int n) {
+  std::set<int> found;
+  for (const auto& batch : micro_batches)
+    for (const auto& text : batch)
+      for (const int id : text.ids)
+        if (id >= first && id < first + n) found.insert(id - first);
+  const std::vector<int> list(found.begin(), found.end());
+  return mx::array(list.data(), {static_cast<int>(list.size())}, mx::int32);
+}
+
 }  // namespace
+
+int recomputed_every(double needed_bytes, double free_bytes) {
+  // What is free changes, and a layer's backward takes something too.
+  constexpr double used = 0.8;
+  const double share = needed_bytes > 0 ? std::max(0.0, used * free_bytes) / needed_bytes : 1;
+  if (share >= 1) return 0;
+  return std::clamp(static_cast<int>(1 / (1 - share)), 1, most_between);
+}
 
 Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const TrainerOptions& options)
     : trainable_(std::move(trainable)),
       ranks_(std::move(ranks)),
       options_(options),
       optimizer_(options.optimizer, trainable_->slices(), ranks_.parts()),
-      loss_scale_{options.loss_scale, 0} {
+      loss_scale_{options.loss_scale, 0},
+      feedback_(trainable_->parameters().size()) {
   // A group takes one collective at a time, and a model's own are on the default stream.
   if (ranks_.parts().size() == 1 && mx::default_device() == mx::Device::cpu)
     link_ = mx::new_stream(mx::Device::cpu);
   if (ranks_.place.stages > 1)
-    pipeline_.emplace(ranks_.world, ranks_.place, ranks_.stage, trainable_->hidden(), options.recompute);
+    pipeline_.emplace(ranks_.world, ranks_.place, ranks_.stage, trainable_->hidden());
 }
 
 std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const {
@@ -53,14 +84,29 @@ std::vector<Sequence> Trainer::own(const std::vector<Sequence>& sequences) const
   return found;
 }
 
+// The sum of a parameter's gradient over the ranks with other sequences, on its way.
+mx::array Trainer::summed(std::size_t index, const mx::array& gradient,
+                          const std::vector<std::vector<Sequence>>& micro_batches, parallel::InOrder& sums) {
+  const Parameter& parameter = trainable_->parameters()[index];
+  if (options_.error_feedback) return sums.sum(feedback_.rounded(index, gradient));
+  if (!parameter.looked_up) return sums.sum(gradient);
+  const int first = parameter.slice.axis == 0 ? parameter.slice.part.begin : 0;
+  const mx::array rows = rows_of(micro_batches, first, gradient.shape(0));
+  if (rows.size() == 0) return gradient;
+  const mx::array some = sums.sum(mx::take(gradient, rows, 0));
+  return mx::scatter(mx::zeros_like(gradient), rows, mx::expand_dims(some, 1), 0);
+}
+
 // The sums over the ranks that compute parts of them.
-std::vector<mx::array> Trainer::reduced(std::vector<mx::array> gradients) const {
+std::vector<mx::array> Trainer::reduced(std::vector<mx::array> gradients,
+                                        const std::vector<std::vector<Sequence>>& micro_batches) {
   const auto& parameters = trainable_->parameters();
   if (ranks_.sharded) mx::eval(gradients);  // with their own collectives
   parallel::InOrder sums(ranks_.data, link_);
   for (const std::size_t i : as_they_come(parameters)) {
     if (parameters[i].partial) gradients[i] = parallel::sum(gradients[i], ranks_.stage.group);
-    if (!parameters[i].scattered) gradients[i] = sums.sum(gradients[i]);
+    if (parameters[i].scattered || ranks_.data.size() == 1) continue;
+    gradients[i] = summed(i, gradients[i], micro_batches, sums);
   }
   return gradients;
 }
@@ -75,21 +121,24 @@ double Trainer::norm_of(const std::vector<mx::array>& gradients) const {
     const mx::array squares = mx::sum(mx::square(gradients[i]));
     sum = mx::add(sum, parameters[i].slice.axis < 0 ? mx::divide(squares, mx::array(ranks)) : squares);
   }
-  sum = parallel::sum(sum, pipeline_ ? ranks_.world : ranks_.parts());
-  return std::sqrt(sum.item<float>());
+  if (!pipeline_) return std::sqrt(sum_of_numbers(sum, ranks_.parts()).item<float>());
+  return std::sqrt(sum_of_numbers(sum, ranks_.world).item<float>() / static_cast<float>(ranks_.data.size()));
 }
 
 // Of all ranks, from those that computed it.
 double Trainer::total(const mx::array& nll) const {
-  if (!pipeline_) return parallel::sum(nll, ranks_.data).item<float>();
-  const bool has_it = ranks_.place.last() && ranks_.place.rank == 0;
-  return parallel::sum(has_it ? nll : mx::array(0.0F), ranks_.world).item<float>();
+  if (!pipeline_) return sum_of_numbers(nll, ranks_.data).item<float>();
+  const bool has_it = ranks_.place.last() && ranks_.stage.group.rank() == 0;
+  return sum_of_numbers(has_it ? nll : mx::array(0.0F), ranks_.world).item<float>();
 }
 
 void Trainer::adapt_loss_scale(bool finite) {
   auto& [scale, steps] = loss_scale_;
   if (!finite || ++steps == loss_scale_steps) {
-    if (scale > 0) scale = std::clamp(finite ? scale * 2 : scale / 2, 1.0F, largest_loss_scale);
+    if (scale > 0) {
+      scale = std::clamp(finite ? scale * 2 : scale / 2, 1.0F, largest_loss_scale);
+      feedback_.clear();  // it is of gradients by the scale before
+    }
     steps = 0;
   }
 }
@@ -105,7 +154,8 @@ Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, f
     models::Context stage = ranks_.stage;
     stage.balance_loss *= scale;
     const auto loss = [&](const std::vector<mx::array>& values) {
-      const mx::array sum = summed_nll(trainable_->model(values), sequences, stage, options_.recompute);
+      const mx::array sum =
+          summed_nll(trainable_->model(values), sequences, stage, options_.recomputed_every);
       return scale == 1 ? sum : mx::multiply(sum, mx::array(scale));
     };
     const auto values = trainable_->values();
@@ -114,11 +164,12 @@ Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, f
       if (trainable_->parameters()[i].balances) found[i] = mx::zeros_like(found[i]);
     for (std::size_t i = 0; i < sums.gradients.size(); ++i) found[i] = mx::add(sums.gradients[i], found[i]);
     const bool last = &batch == &micro_batches.back();
-    sums.gradients = last ? reduced(std::move(found)) : std::move(found);
+    sums.gradients = last ? reduced(std::move(found), micro_batches) : std::move(found);
     sums.nll = mx::add(sums.nll, sum);
     // The last layers' come first, so that their sums over ranks are under way while the others are computed.
     std::vector<mx::array> all(sums.gradients.rbegin(), sums.gradients.rend());
     all.push_back(sums.nll);
+    if (last) all.insert(all.end(), feedback_.left_over().begin(), feedback_.left_over().end());
     mx::eval(all);
   }
   return sums;
@@ -127,13 +178,15 @@ Sums Trainer::sums_of(const std::vector<std::vector<Sequence>>& micro_batches, f
 Sums Trainer::staged_sums(const std::vector<std::vector<Sequence>>& micro_batches, float scale) {
   std::vector<std::vector<Sequence>> parts;
   for (const auto& batch : micro_batches)
-    for (auto& part : parts_for(ranks_.place.stages, batch)) parts.push_back(std::move(part));
-  Sums sums = pipeline_->run(*trainable_, parts, scale);
+    for (auto& part : parts_for(ranks_.place.stages, own(batch))) parts.push_back(std::move(part));
+  Sums sums = pipeline_->run(*trainable_, parts, scale, options_.recomputed_every);
   if (parts.empty())
     for (const auto& value : trainable_->values()) sums.gradients.push_back(mx::zeros_like(value));
-  sums.gradients = reduced(std::move(sums.gradients));
+  sums.gradients = reduced(std::move(sums.gradients), micro_batches);
+  mx::eval(sums.gradients);
   add_tied(sums.gradients);
   mx::eval(sums.gradients);
+  mx::eval(feedback_.left_over());
   return sums;
 }
 
@@ -163,6 +216,7 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
   const double mean = 1.0 / std::max(1, result.tokens) / scale;
   result.gradient_norm = norm_of(gradients) * mean;
   result.skipped = !std::isfinite(result.gradient_norm) || !std::isfinite(result.sum_nll);
+  result.skipped ? feedback_.forget() : feedback_.take();
   adapt_loss_scale(!result.skipped);
   if (result.skipped || result.tokens == 0) return result;
   const double clipped =
@@ -176,12 +230,50 @@ StepResult Trainer::step(const std::vector<std::vector<Sequence>>& micro_batches
   return result;
 }
 
+// What a forward over so many made-up tokens leaves in memory for its gradient.
+double Trainer::activation_bytes(int rows) {
+  const Sequence text{std::vector<int>(static_cast<std::size_t>(rows) + 1, 0)};
+  std::vector<mx::array> primals = trainable_->values();
+  const std::size_t learnt = primals.size();
+  if (!ranks_.place.first())
+    primals.push_back(mx::zeros({rows, trainable_->hidden()}, ranks_.stage.activations));
+  if (primals.empty()) return 0;
+  const auto loss = [&](const std::vector<mx::array>& values) {
+    const auto input = values.size() > learnt ? std::optional(values.back()) : std::nullopt;
+    return mx::sum(stage_output(trainable_->model({values.begin(), values.begin() + learnt}), {text}, input,
+                                ranks_.stage, /*recomputed_every=*/0));
+  };
+  std::vector<int> wanted(primals.size());
+  std::iota(wanted.begin(), wanted.end(), 0);
+  mx::eval(primals);
+  const auto before = static_cast<double>(mx::get_active_memory());
+  auto [sum, gradients] = mx::value_and_grad(loss, wanted)(primals);
+  sum.eval();  // what the gradients are to be computed of is there now, and held by them
+  return std::max(0.0, static_cast<double>(mx::get_active_memory()) - before);
+}
+
+void Trainer::recompute_by_memory(int rows, std::uint64_t free_bytes) {
+  const double few = activation_bytes(probed_rows), more = activation_bytes(2 * probed_rows);
+  const double needed = few + std::max(0.0, more - few) / probed_rows * std::max(0, rows - probed_rows);
+  // Gradients, twice while micro-batches are added up, what is held back of them, and what the optimizer
+  // remembers are still to come.
+  const double copies = options_.error_feedback ? 4 : 2;
+  const double others =
+      copies * bytes_of(trainable_->values()) + static_cast<double>(optimizer_.state_bytes_in_full());
+  log::debug("activations of {} tokens take {:.0f} MB; free are {:.0f} MB, of which others take {:.0f} MB",
+             rows, needed / 1e6, static_cast<double>(free_bytes) / 1e6, others / 1e6);
+  const int every = train::recomputed_every(needed, static_cast<double>(free_bytes) - others);
+  const mx::array share(every > 0 ? 1.0F / static_cast<float>(every) : 0.0F);
+  const float most = parallel::max(share, ranks_.world).item<float>();
+  options_.recomputed_every = most > 0 ? static_cast<int>(std::lround(1 / most)) : 0;
+}
+
 StepResult Trainer::evaluate(const std::vector<Sequence>& sequences) {
   StepResult result;
   result.tokens = scored_tokens(sequences);
-  result.sum_nll = total(pipeline_ ? pipeline_->evaluate(*trainable_, sequences)
+  result.sum_nll = total(pipeline_ ? pipeline_->evaluate(*trainable_, own(sequences))
                                    : summed_nll(trainable_->model(trainable_->values()), own(sequences),
-                                                ranks_.stage, /*recompute=*/false));
+                                                ranks_.stage, /*recomputed_every=*/0));
   return result;
 }
 

@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "parallel/collectives.h"
+#include "train/error_feedback.h"
 #include "train/loss.h"
 #include "train/optimizer.h"
 #include "train/pipeline.h"
@@ -17,7 +19,7 @@ struct Ranks {
   models::Context stage;  // the ranks that share the matrices of this one's layers
   models::Group data;     // the ranks that hold the same part of the model, each with sequences of its own
   std::vector<double> shares;  // of each of those in every batch
-  parallel::Place place;       // of more stages than one: then `data` is this rank alone
+  parallel::Place place;       // its rank counts all of the stage, of whatever replica
   bool sharded = false;        // the ranks of `data` hold parts of the matrices (sharded_model.h)
 
   // The ranks with the other parts of this one's tensors.
@@ -26,16 +28,22 @@ struct Ranks {
 
 struct TrainerOptions {
   OptimizerOptions optimizer;
-  float clip = 0;          // the gradient's norm is at most this; 0: any
-  bool recompute = false;  // loss.h
+  float clip = 0;            // the gradient's norm is at most this; 0: any
+  int recomputed_every = 0;  // layers: loss.h
   // The loss is multiplied by it, so that small gradients do not vanish in float16, and the gradient divided:
   // halved by a step whose gradient is not finite, doubled after loss_scale_steps without one (Micikevicius
   // et al. 2018, arXiv:1710.03740). 0: neither.
   float loss_scale = 0;
+  bool error_feedback = false;  // sums of gradients over ranks travel as bfloat16 (error_feedback.h)
 };
 
 constexpr int loss_scale_steps = 1000;
 constexpr float largest_loss_scale = 1 << 24;
+
+// Of layers whose activations take `needed_bytes` together: which have to be recomputed so that they fit into
+// `free_bytes`, as options have it. A recomputed one takes next to nothing.
+int recomputed_every(double needed_bytes, double free_bytes);
+constexpr int most_between = 1000;  // layers
 
 struct StepResult {
   double sum_nll = 0;  // over all tokens that count, of all ranks
@@ -51,6 +59,10 @@ class Trainer {
   // One step by the mean gradient over the tokens of all micro-batches, one of which is in memory at a time.
   // Every rank is given all sequences, and takes its own of each micro-batch.
   StepResult step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate);
+  // From now on layers are recomputed where steps of `rows` tokens at once on this rank would need more than
+  // `free_bytes`, which forwards over a few made-up tokens tell: one in two or in more, else all, and as many
+  // as some rank of the group has to. Every rank calls it.
+  void recompute_by_memory(int rows, std::uint64_t free_bytes);
   // The same without a step.
   StepResult evaluate(const std::vector<Sequence>& sequences);
 
@@ -68,6 +80,10 @@ class Trainer {
   // What the first rank of the stage has, of the first replica, on each of them; the others give anything of
   // its shape.
   mlx::core::array from_first(const mlx::core::array& value) const;
+  // What the next step would add to its gradients of those before (error_feedback.h) is left out of it, as it
+  // is not saved: who goes on from what is saved does as this one, not as one that did not save here.
+  void drop_held_back() { feedback_.clear(); }
+  int recomputed_every() const { return options_.recomputed_every; }
   const Ranks& ranks() const { return ranks_; }
 
  private:
@@ -76,7 +92,11 @@ class Trainer {
   void add_tied(std::vector<mlx::core::array>& gradients) const;
   double total(const mlx::core::array& nll) const;
   std::vector<Sequence> own(const std::vector<Sequence>& sequences) const;
-  std::vector<mlx::core::array> reduced(std::vector<mlx::core::array> gradients) const;
+  mlx::core::array summed(std::size_t index, const mlx::core::array& gradient,
+                          const std::vector<std::vector<Sequence>>& micro_batches, parallel::InOrder& sums);
+  std::vector<mlx::core::array> reduced(std::vector<mlx::core::array> gradients,
+                                        const std::vector<std::vector<Sequence>>& micro_batches);
+  double activation_bytes(int rows);
   double norm_of(const std::vector<mlx::core::array>& gradients) const;
   void adapt_loss_scale(bool finite);
 
@@ -85,6 +105,7 @@ class Trainer {
   TrainerOptions options_;
   Optimizer optimizer_;
   LossScale loss_scale_;
+  ErrorFeedback feedback_;
   std::optional<Pipeline> pipeline_;  // where there are stages
   // Of the sums over the ranks of `data`, which go on while the backward computes; none: the group's own.
   mlx::core::StreamOrDevice link_;

@@ -119,6 +119,34 @@ TEST(Plan, StagesMustHaveEveryLayerOnceInOrder) {
   }
 }
 
+TEST(Plan, ReplicasHaveTheStagesOfGroupsOneAfterTheOther) {
+  const auto plan = pipeline_plan({"a", "b", "c", "d"}, {1, 1, 1, 1, 1, 1}, 2);
+  ASSERT_EQ(plan.stages.size(), 2U);
+  EXPECT_EQ(plan.stages[1].first_layer, 3);
+  EXPECT_EQ(plan.stages[0].ranks[0].host + plan.stages[0].ranks[1].host, "ac");
+  EXPECT_EQ(plan.stages[1].ranks[0].host + plan.stages[1].ranks[1].host, "bd");
+  // Rows stay in a replica.
+  EXPECT_EQ(plan.place(3).source, 1);
+  EXPECT_EQ(plan.place(0).targets, std::vector<int>{2});
+  EXPECT_NE(refusal([&] {
+              pipeline_plan({"a", "b", "c"}, {1, 1}, 2);
+            }).find("equal groups"),
+            std::string::npos);
+}
+
+TEST(Plan, ReplicasShareNoMatrices) {
+  const Divisible model{.layers = 6, .query_heads = 4, .ffn_columns = 8, .vocabulary = 8};
+  const auto refused = [&](int ranks, int replicas) {
+    const Plan plan{{{0, 6, std::vector<PlannedRank>(ranks)}}};
+    return refusal([&] { validate(plan, model, replicas); });
+  };
+  EXPECT_EQ(refused(8, 8), "");
+  EXPECT_EQ(refused(8, 2), "");
+  EXPECT_EQ(refused(8, 0), "");
+  EXPECT_NE(refused(10, 2).find("5 ranks"), std::string::npos);
+  EXPECT_NE(refused(8, 1).find("8 ranks"), std::string::npos);
+}
+
 // Every rank of a stage has one source, and is the target of just that one.
 TEST(Plan, RanksHandRowsFromStageToStage) {
   for (const auto& sizes :

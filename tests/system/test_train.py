@@ -229,10 +229,65 @@ def test_unequal_shares_of_batches_learn_as_one_rank_does(tmp_path):
         assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, found, strict=True)), (parallel, one, found)
 
 
+def test_gradients_that_travel_in_half_the_bytes_learn_alike(tmp_path):
+    data, how = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--ranks", 2, "--parallel", "dp"]
+    exact, _ = losses(data, tmp_path / "float32", *how, "--iters", 12)
+    found, _ = losses(data, tmp_path / "bfloat16", *how, "--iters", 12, "--wire", "bfloat16")
+    assert exact[0] == found[0] and exact != found  # the loss itself is not rounded
+    assert all(math.isclose(a, b, rel_tol=0.03) for a, b in zip(exact, found, strict=True)), (exact, found)
+
+
+def test_some_layers_recomputed_learn_alike(tmp_path):
+    data, how = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--iters", 3]
+    for split in ("1 rank", "tp 2", "pp 2"):
+        found = [losses(data, tmp_path / f"{split}{which}", *how, f"--grad-checkpoint={which}", *SPLITS[split])[0]
+                 for which in ("none", "2", "all")]
+        assert found[0] == found[1] == found[2], (split, found)
+    auto = train_some(data, tmp_path / "auto", *how, "--grad-checkpoint=auto")
+    assert auto.returncode == 0 and b"--grad-checkpoint=auto: no layer is recomputed" in auto.stderr, auto.stderr.decode()
+    refused = train_some(data, tmp_path / "refused", *how, "--grad-checkpoint=0x2")
+    assert refused.returncode == 2 and b"give all, none, auto, or a number of layers" in refused.stderr, refused.stderr
+
+
+def test_some_layers_recomputed_learn_alike(tmp_path):
+    data, how = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--iters", 3]
+    for split in ("1 rank", "tp 2", "pp 2"):
+        found = [losses(data, tmp_path / f"{split}{which}", *how, f"--grad-checkpoint={which}", *SPLITS[split])[0]
+                 for which in ("none", "2", "all")]
+        assert found[0] == found[1] == found[2], (split, found)
+    auto = train_some(data, tmp_path / "auto", *how, "--grad-checkpoint=auto")
+    assert auto.returncode == 0 and b"--grad-checkpoint=auto: no layer is recomputed" in auto.stderr, auto.stderr.decode()
+    refused = train_some(data, tmp_path / "refused", *how, "--grad-checkpoint=0x2")
+    assert refused.returncode == 2 and b"give all, none, auto, or a number of layers" in refused.stderr, refused.stderr
+
+
+@pytest.mark.parametrize("flags, every", [([], 0), (["--grad-checkpoint"], 1), (["--grad-checkpoint"] * 2, 1),
+                                          (["--grad-checkpoint=none"], 0), (["--grad-checkpoint=3"], 3),
+                                          (["--grad-checkpoint=auto"], 0)])
+def test_which_layers_are_recomputed(flags, every):
+    done = run_tandem("bench", DEMO_MODEL, "--train", "full", "--batch", 2, "--prompt", 8, "--repeat", 1, "--device", "cpu",
+                      "--ranks", 2, "--parallel", "dp", "--json", *flags)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["recomputed_every"] == every
+
+
+# What is held back of a gradient is dropped where a checkpoint is written, so a stop elsewhere makes another run.
+def test_gradients_that_travel_in_half_the_bytes_go_on_bit_for_bit(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for name, iterations in {"whole": [7], "parts": [4, 7], "others": [5, 7]}.items():
+        for last in iterations:
+            done = train_some(data, tmp_path / name, "--iters", last, "--ranks", 2, "--parallel", "dp", "--resume",
+                              "--wire", "bfloat16")
+            assert done.returncode == 0, done.stderr.decode()
+    whole, parts, others = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts", "others"))
+    assert whole == parts != others
+
+
 def test_replicas_that_do_not_fit_are_refused(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     for split, said in ((["--ranks", 3, "--replicas", 2], b"do not divide into so many equal groups"),
-                        (["--ranks", 2, "--replicas", 2, "--parallel", "dp"], b"is for --parallel tp")):
+                        (["--ranks", 2, "--replicas", 2, "--parallel", "dp"], b"is for --parallel tp and pp"),
+                        (["--ranks", 3, "--replicas", 2, "--parallel", "pp"], b"do not divide into 2 equal groups")):
         refused = train_some(data, tmp_path / "out", *split)
         assert refused.returncode == 2 and said in refused.stderr, refused.stderr
 

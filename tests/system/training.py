@@ -8,7 +8,8 @@ SPLITS = {"1 rank": ["--ranks", 1], "recomputed": ["--ranks", 1, "--grad-checkpo
           "tp 2": ["--ranks", 2], "dp 2": ["--ranks", 2, "--parallel", "dp"],
           "dp 3": ["--ranks", 3, "--parallel", "dp"], "sdp 2": ["--ranks", 2, "--parallel", "sdp"],
           "sdp 3": ["--ranks", 3, "--parallel", "sdp", "--grad-checkpoint"], "pp 2": ["--ranks", 2, "--parallel", "pp"],
-          "tp 2 twice": ["--ranks", 4, "--replicas", 2]}
+          "tp 2 twice": ["--ranks", 4, "--replicas", 2],
+          "pp 2 twice": ["--ranks", 4, "--replicas", 2, "--parallel", "pp"]}
 EXPERTS = ",".join(f"mlp.switch_mlp.{name}_proj" for name in ("gate", "up", "down"))
 SGD = ["--optimizer", "sgd", "--beta1", 0, "--weight-decay", 0, "--learning-rate"]
 LORA, DORA, OF_EXPERTS = ["--method", "lora"], ["--method", "dora"], ["--lora-keys", EXPERTS + ",self_attn.o_proj"]

@@ -63,6 +63,14 @@ TEST(Batches, SkipsToWhereNextWouldBe) {
   EXPECT_EQ(read.next().front().ids, skipped.next().front().ids);
 }
 
+TEST(Batches, NoneHasMoreRowsThanTheLongestTextsTogether) {
+  std::vector<Sequence> texts;
+  for (const std::size_t length : {3, 9, 1, 5, 0, 7}) texts.push_back({std::vector<int>(length, 4)});
+  EXPECT_EQ(Batches(texts, 2, 7).most_rows(), 8 + 6);
+  EXPECT_EQ(Batches(texts, 100, 7).most_rows(), 2 + 8 + 4 + 6);
+  EXPECT_EQ(Batches(texts, 2, 7).longest_row(), 8);
+}
+
 TEST(Batches, HaveSequencesOfLikeLengthOthersEachEpoch) {
   Batches batches(numbered(64), 8, 7);
   std::set<std::set<int>> met;
