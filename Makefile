@@ -3,7 +3,7 @@ PRESET ?= release
 PROGRAM = build/$(PRESET)/tandem
 # What is built of it: tandem alone, or all, tests and benchmarks too.
 TARGETS ?= tandem
-BENCHES = collectives cpu curves golden train weights
+BENCHES = collectives cpu curves golden gradients train weights
 SHELL = bash
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export PATH := $(PATH):$(HOME)/.cargo/bin

@@ -64,7 +64,10 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags) {
                   "The data plane: auto takes jaccl or nccl where every rank has it, else tcp")
       ->check(CLI::IsMember({"auto", "tcp", "ring", "jaccl", "nccl"}))
       ->capture_default_str();
-  verb.add_option("--wire", flags.wire, "What sums over ranks are on their way as; bfloat16 halves the bytes")
+  verb.add_option("--wire", flags.wire,
+                  "What sums over ranks are on their way as; bfloat16 halves the bytes (in training, what "
+                  "that takes from "
+                  "a gradient is added to the next one)")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   verb.add_option("--fp8", flags.fp8,

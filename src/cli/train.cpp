@@ -121,7 +121,7 @@ int run(TrainFlags flags) {
   train::Batches batches(std::move(texts), flags.batch_size, flags.training.seed);
   training.most_rows = batches.most_rows();
   training.longest_row = batches.longest_row();
-  training.texts = flags.batch_size;
+  training.texts = std::min(flags.batch_size, static_cast<int>(count));
   write_beside(flags, folder);
   note("{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),
        fmt::format("{} batch{}", batches.in_an_epoch(), batches.in_an_epoch() == 1 ? "" : "es"), valid.size(),

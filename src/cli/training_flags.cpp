@@ -24,8 +24,7 @@ int recomputed_every(const std::string& text) {
   if (error == std::errc() && end == text.data() + text.size() && every >= 1 && every <= train::most_between)
     return every;
   throw CLI::ValidationError(
-      fmt::format("--grad-checkpoint={}: give all, none, auto, or a number of layers up to {}", text,
-                  train::most_between));
+      fmt::format("={}: give all, none, auto, or a number of layers up to {}", text, train::most_between));
 }
 
 }  // namespace
@@ -50,9 +49,9 @@ void add_training_flags(CLI::App& verb, std::string& parallel, cluster::Training
           "float32 [bfloat16 on a GPU, float32 on a CPU]")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
   const std::string of_layers =
-      "Training keeps each layer's input alone and computes the rest anew; =2 (or 3, …) of every second "
-      "layer; "
-      "=auto of as many as memory asks for; =none of none";
+      "Training keeps only each layer's input and computes the rest anew; =N: of one layer in N; =auto: of "
+      "as "
+      "many as memory asks for; =none";
   verb.add_flag("--grad-checkpoint", of_layers)->each([&training](const std::string& text) {
     training.recomputed_every = recomputed_every(text);
   });

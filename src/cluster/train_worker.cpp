@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <mlx/transforms.h>
 
 #include <chrono>
 #include <cmath>
@@ -229,8 +230,11 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
     check_keys(training.lora_keys, *lora, world);
     lora->start_magnitudes();
   }
-  if (training.recomputed_every == Training::by_memory)
-    trainer.recompute_by_memory(rows_of(training, trainer.ranks()), free_memory(start.ranks_on_host));
+  if (training.recomputed_every == Training::by_memory) {
+    mx::eval(parallel::sum(mx::array(1.0F), world));  // all have loaded
+    trainer.recompute_by_memory(rows_of(training, trainer.ranks()), training.longest_row,
+                                free_memory(start.ranks_on_host));
+  }
   TrainWork work(world, std::move(trainer));
   while (true) {
     json order = json::object();

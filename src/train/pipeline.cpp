@@ -193,8 +193,9 @@ mx::array Pipeline::evaluate(Trainable& trainable, const std::vector<Sequence>& 
   Rows input;
   if (!place_.first()) input = row_buffer(sequences);
   exchange({}, {}, place_.source, input);
-  const mx::array output =
+  mx::array output =
       stage_output(trainable.model(trainable.values()), sequences, input, stage_, /*recomputed_every=*/0);
+  output.eval();  // on every rank of the stage, whose sums it needs
   if (place_.last()) return output;
   exchange(place_.targets, output, -1, {});
   return mx::array(0.0F);

@@ -49,6 +49,7 @@ mx::array rows_of(const std::vector<std::vector<Sequence>>& micro_batches, int f
     for (const auto& text : batch)
       for (const int id : text.ids)
         if (id >= first && id < first + n) found.insert(id - first);
+  if (found.empty()) found.insert(0);  // the ranks with other rows sum some of theirs: all graphs are alike
   const std::vector<int> list(found.begin(), found.end());
   return mx::array(list.data(), {static_cast<int>(list.size())}, mx::int32);
 }
@@ -92,7 +93,6 @@ mx::array Trainer::summed(std::size_t index, const mx::array& gradient,
   if (!parameter.looked_up) return sums.sum(gradient);
   const int first = parameter.slice.axis == 0 ? parameter.slice.part.begin : 0;
   const mx::array rows = rows_of(micro_batches, first, gradient.shape(0));
-  if (rows.size() == 0) return gradient;
   const mx::array some = sums.sum(mx::take(gradient, rows, 0));
   return mx::scatter(mx::zeros_like(gradient), rows, mx::expand_dims(some, 1), 0);
 }
@@ -252,12 +252,18 @@ double Trainer::activation_bytes(int rows) {
   return std::max(0.0, static_cast<double>(mx::get_active_memory()) - before);
 }
 
-void Trainer::recompute_by_memory(int rows, std::uint64_t free_bytes) {
-  const double few = activation_bytes(probed_rows), more = activation_bytes(2 * probed_rows);
-  const double needed = few + std::max(0.0, more - few) / probed_rows * std::max(0, rows - probed_rows);
+void Trainer::recompute_by_memory(int rows, int longest, std::uint64_t free_bytes) {
+  // Bytes of one text of T tokens: a + b T + c T², where attention keeps its scores (MLX's on some GPUs).
+  constexpr double t1 = probed_rows, t2 = 2 * t1, t3 = 4 * t1;
+  const double one = activation_bytes(t1), two = activation_bytes(t2), three = activation_bytes(t3);
+  const double slope = (two - one) / (t2 - t1), next_slope = (three - two) / (t3 - t2);
+  const double c = std::max(0.0, (next_slope - slope) / (t3 - t1)), b = std::max(0.0, slope - c * (t1 + t2));
+  const double a = std::max(0.0, one - b * t1 - c * t1 * t1);
+  const double needed = a + (b + c * longest) * rows;
   // Gradients, twice while micro-batches are added up, what is held back of them, and what the optimizer
   // remembers are still to come.
-  const double copies = options_.error_feedback ? 4 : 2;
+  const bool holds_back = options_.error_feedback && ranks_.data.size() > 1 && !ranks_.sharded;
+  const double copies = holds_back ? 4 : 2;
   const double others =
       copies * bytes_of(trainable_->values()) + static_cast<double>(optimizer_.state_bytes_in_full());
   log::debug("activations of {} tokens take {:.0f} MB; free are {:.0f} MB, of which others take {:.0f} MB",

@@ -249,18 +249,6 @@ def test_some_layers_recomputed_learn_alike(tmp_path):
     assert refused.returncode == 2 and b"give all, none, auto, or a number of layers" in refused.stderr, refused.stderr
 
 
-def test_some_layers_recomputed_learn_alike(tmp_path):
-    data, how = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--iters", 3]
-    for split in ("1 rank", "tp 2", "pp 2"):
-        found = [losses(data, tmp_path / f"{split}{which}", *how, f"--grad-checkpoint={which}", *SPLITS[split])[0]
-                 for which in ("none", "2", "all")]
-        assert found[0] == found[1] == found[2], (split, found)
-    auto = train_some(data, tmp_path / "auto", *how, "--grad-checkpoint=auto")
-    assert auto.returncode == 0 and b"--grad-checkpoint=auto: no layer is recomputed" in auto.stderr, auto.stderr.decode()
-    refused = train_some(data, tmp_path / "refused", *how, "--grad-checkpoint=0x2")
-    assert refused.returncode == 2 and b"give all, none, auto, or a number of layers" in refused.stderr, refused.stderr
-
-
 @pytest.mark.parametrize("flags, every", [([], 0), (["--grad-checkpoint"], 1), (["--grad-checkpoint"] * 2, 1),
                                           (["--grad-checkpoint=none"], 0), (["--grad-checkpoint=3"], 3),
                                           (["--grad-checkpoint=auto"], 0)])
@@ -293,11 +281,12 @@ def test_replicas_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_stages_learn_as_one_rank_does(tmp_path):
-    data = write_data(tmp_path / "data", QUESTIONS)
+    data = write_data(write_data(tmp_path / "data", QUESTIONS), QUESTIONS[:3], "valid.jsonl")
     ranks = [{"host": "local", "share": share} for share in (1, 3)]
-    plan = tmp_path / "plan.json"
+    plan, pairs = tmp_path / "plan.json", tmp_path / "pairs.json"
     plan.write_text(json.dumps({"stages": [{"layers": [0, 4], "ranks": ranks}, {"layers": [4, 6], "ranks": ranks[:1]}]}))
-    splits = {"one": [], "stages": ["--plan", plan], "recomputed": ["--ranks", 3, "--parallel", "pp", "--grad-checkpoint"]}
+    pairs.write_text(json.dumps({"stages": [{"layers": [0, 4], "ranks": ranks}, {"layers": [4, 6], "ranks": ranks}]}))
+    splits = {"one": [], "stages": ["--plan", plan], "pairs": ["--plan", pairs], "recomputed": ["--ranks", 3, "--parallel", "pp", "--grad-checkpoint"]}
     for method in ("full", "lora"):
         found = {}
         for name, split in splits.items():
@@ -305,7 +294,7 @@ def test_stages_learn_as_one_rank_does(tmp_path):
             done = train_some(data, out, "--method", method, "--iters", 6, "--steps-per-report", 1, *split)
             assert done.returncode == 0, done.stderr.decode()
             lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-            found[name] = [line["train_loss"] for line in lines if "train_loss" in line]
+            found[name] = [line[loss] for line in lines for loss in ("train_loss", "valid_loss") if loss in line]
         for name in splits:
             assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(found["one"], found[name], strict=True)), (method, found)
     for name, split in {"stages": [], "one": ["--plan", plan]}.items():
