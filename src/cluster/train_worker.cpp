@@ -159,6 +159,47 @@ std::unique_ptr<train::Trainable> load(const Training& training, const Model& mo
   return adapted;
 }
 
+parallel::Shard shard_of(const TrainingPlace& here, const Training& training, const models::Group& sharers,
+                         const models::ModelConfig& config) {
+  const auto& planned = here.plan.stages[here.place.stage].ranks;
+  std::vector<double> shares;
+  for (int i = 0; i < sharers.size(); ++i) shares.push_back(training.replicas > 1 ? 1.0 : planned[i].share);
+  return parallel::shard_of(config.sizes, shares, sharers.rank(),
+                            parallel::expert_split_of(sharers.size(), config.divisible()));
+}
+
+train::TrainerOptions options_of(const Training& training, mx::Dtype activations, bool narrow_wire) {
+  return {.optimizer = {.name = training.optimizer,
+                        .beta1 = training.beta1,
+                        .beta2 = training.beta2,
+                        .weight_decay = training.weight_decay,
+                        .bits = training.optimizer_bits,
+                        .balance_rate = training.balance_rate},
+          .clip = training.clip,
+          .recomputed_every = std::max(0, training.recomputed_every),
+          .loss_scale = activations == mx::float16 ? first_loss_scale : 0,
+          .error_feedback = narrow_wire};
+}
+
+// Rank 0 hears them of the conductor.
+[[noreturn]] void carry_out_orders(ControlChannel& channel, const mx::distributed::Group& world,
+                                   TrainWork& work) {
+  while (true) {
+    json order = json::object();
+    if (world.rank() == 0) {
+      // With nothing to do, wait; but speak before the others' patience ends.
+      if (const auto message = channel.receive(limits::idle_step)) order = message->at("train");
+    }
+    order = json::from_cbor(parallel::broadcast(world, json::to_cbor(order), 0));
+    // Rank 0 writes or reads everything, one rank's after the other's, and the others may wait for it until
+    // the next order.
+    const bool by_file = order.contains("save") || order.contains("keep") || order.contains("restore");
+    parallel::set_timeout(world, by_file ? milliseconds(limits::kept_slices) : limits::train_collective);
+    const json answer = work.carry_out(order);
+    if (world.rank() == 0 && !order.empty()) channel.send({{"trained", answer}});
+  }
+}
+
 }  // namespace
 
 json sequences_to_json(const std::vector<train::Sequence>& sequences) {
@@ -193,12 +234,8 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
   auto ranks = ranks_of(here, training, activations);
   // Each of the ranks that share a router adds a part of its gradient.
   ranks.stage.balance_loss = training.balance_loss / static_cast<float>(ranks.stage.group.size());
-  const int sharers = ranks.stage.group.size();
+  const auto shard = shard_of(here, training, ranks.stage.group, config);
   const auto& planned = here.plan.stages[here.place.stage];
-  std::vector<double> shares;
-  for (int i = 0; i < sharers; ++i) shares.push_back(training.replicas > 1 ? 1.0 : planned.ranks[i].share);
-  const auto shard = parallel::shard_of(config.sizes, shares, ranks.stage.group.rank(),
-                                        parallel::expert_split_of(sharers, config.divisible()));
   LoadTeller teller([&](const Progress& progress) { channel.send({{"progress", progress}}); });
   const auto begin = std::chrono::steady_clock::now();
   auto trainable = load(training, model, shard, {planned.first_layer, planned.end_layer}, ranks, teller);
@@ -207,17 +244,9 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
   teller.finish();
   if (model.giving) model.giving->wait();
-  train::Trainer trainer(std::move(trainable), std::move(ranks),
-                         {.optimizer = {.name = training.optimizer,
-                                        .beta1 = training.beta1,
-                                        .beta2 = training.beta2,
-                                        .weight_decay = training.weight_decay,
-                                        .bits = training.optimizer_bits,
-                                        .balance_rate = training.balance_rate},
-                          .clip = training.clip,
-                          .recomputed_every = std::max(0, training.recomputed_every),
-                          .loss_scale = activations == mx::float16 ? first_loss_scale : 0,
-                          .error_feedback = here.tcp && start.wire == "bfloat16"});
+  train::Trainer trainer(
+      std::move(trainable), std::move(ranks),
+      options_of(training, activations, /*narrow_wire=*/here.tcp && start.wire == "bfloat16"));
   channel.send({{"ready", Ready{.weight_bytes = teller.progress().total_bytes,
                                 .resident_bytes = rank_memory().resident_bytes,
                                 .device = gpu ? "gpu" : "cpu",
@@ -236,20 +265,7 @@ void train(ControlChannel& channel, const Start& start, const TrainingPlace& her
                                 free_memory(start.ranks_on_host));
   }
   TrainWork work(world, std::move(trainer));
-  while (true) {
-    json order = json::object();
-    if (world.rank() == 0) {
-      // With nothing to do, wait; but speak before the others' patience ends.
-      if (const auto message = channel.receive(limits::idle_step)) order = message->at("train");
-    }
-    order = json::from_cbor(parallel::broadcast(world, json::to_cbor(order), 0));
-    // Rank 0 writes or reads everything, one rank's after the other's, and the others may wait for it until
-    // the next order.
-    const bool by_file = order.contains("save") || order.contains("keep") || order.contains("restore");
-    parallel::set_timeout(world, by_file ? milliseconds(limits::kept_slices) : limits::train_collective);
-    const json answer = work.carry_out(order);
-    if (world.rank() == 0 && !order.empty()) channel.send({{"trained", answer}});
-  }
+  carry_out_orders(channel, world, work);
 }
 
 }  // namespace tandem::cluster
