@@ -1,92 +1,17 @@
-"""tandem pull, list and rm against a hub of the tests' own (hub_server.py)."""
+"""tandem pull against a hub of the tests' own (hub_server.py)."""
 import copy
-import hashlib
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import time
 
 import pytest
-from conftest import DEMO_MODEL, PROGRAM, on_terminal, run_tandem, wait_until
-from hub_server import Hub, Trouble, git_sha1
-
-NAME = "acme/tiny"
-COMMIT = "1" * 40
-BIG = "model-00001-of-00002.safetensors"
-DATA = random.Random(1).randbytes(3_000_000)
-FILES = {"config.json": b'{"a": 1}', "tokenizer.json": b"t" * 3000, "chat_template.jinja": b"", BIG: DATA,
-         "model-00002-of-00002.safetensors": DATA[:50_000], "README.md": b"# Tiny", "pytorch_model.bin": b"b" * 20_000,
-         "consolidated.safetensors": DATA[:20_000], "sub/extra.json": b"{}", "sub/a b+%.txt": b"odd name"}
-NEEDED = {"config.json", "tokenizer.json", "chat_template.jinja", BIG, "model-00002-of-00002.safetensors"}
-
-
-@pytest.fixture
-def hub():
-    one = Hub()
-    one.add(NAME, FILES)
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-def environment(hub, home, **more):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")
-            and not name.lower().endswith("_proxy")}
-    return {**kept, "HF_HOME": str(home), "HF_ENDPOINT": hub if isinstance(hub, str) else hub.url, **more}
-
-
-def pull(hub, home, *args, name=NAME, **more):
-    return run_tandem("pull", name, *args, env=environment(hub, home, **more))
-
-
-def start_pull(hub, home, *args, **more):
-    return subprocess.Popen([PROGRAM, "pull", NAME, *args], env=environment(hub, home, **more),
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def model_folder(home, name=NAME):
-    return home / "hub" / ("models--" + name.replace("/", "--"))
-
-
-def blob_of(home, data):
-    return model_folder(home) / "blobs" / (hashlib.sha256(data).hexdigest() if len(data) >= 10_000 else git_sha1(data))
-
-
-def partial_of(home, data=DATA):
-    blob = blob_of(home, data)
-    return blob.with_name(blob.name + ".incomplete")
-
-
-def size_of(file):
-    return file.stat().st_size if file.exists() else 0
-
-
-def files_of(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def assert_nothing_looks_whole(home):
-    folder = model_folder(home)
-    assert not (folder / "refs").exists()
-    assert not list((folder / "snapshots").glob("*"))
-
-
-def assert_whole(home, names=NEEDED, commit=COMMIT):
-    folder = model_folder(home)
-    snapshot = folder / "snapshots" / commit
-    assert files_of(snapshot) == {name: FILES[name] for name in names}
-    for name in names:
-        assert (snapshot / name).is_symlink() and not os.readlink(snapshot / name).startswith("/")
-        assert (snapshot / name).resolve() == blob_of(home, FILES[name]).resolve()
-    assert (folder / "refs/main").read_text() == commit
-    assert not list(folder.rglob("*.incomplete")) and not list(folder.glob("*.part"))
+from conftest import DEMO_MODEL, on_terminal, run_tandem, wait_until
+from hub_server import Hub, Trouble
+from pulling import (BIG, COMMIT, DATA, FILES, NAME, NEEDED, assert_nothing_looks_whole, assert_whole, blob_of,
+                     environment, home, hub, model_folder, partial_of, pull, size_of, start_pull)
 
 
 def test_layout_result_and_second_pull(hub, home):
@@ -410,55 +335,3 @@ def test_progress_on_a_terminal(hub, home):
     assert len(bars) > 5 and all(re.search(r"\d+ %  .* of .*/s .* left  \d of 5 files", one) for one in bars
                                  if " % " in one), shown
     assert not re.search(r"\x1b\[\d*m", shown)
-
-
-def test_list_and_rm(hub, home):
-    env = environment(hub, home)
-    done = run_tandem("list", env=env)
-    assert (done.returncode, done.stdout) == (0, b"") and b"no models" in done.stderr
-    assert run_tandem("list", "--json", env=env).stdout == b"[]\n"
-    hub.add(NAME, {**FILES, "config.json": b'{"a": 2}'}, commit="2" * 40, revision="v2")
-    hub.add("acme/other", {"a.safetensors": DATA[:40_000]})
-    for name in (NAME, NAME + "@v2", "acme/other"):
-        assert pull(hub, home, name=name).returncode == 0
-
-    lines = run_tandem("list", env=env).stdout.decode().splitlines()
-    assert [line.split()[:3] for line in lines] == [
-        ["name", "revision", "size"], ["acme/other", "main", "40.0"], ["acme/tiny", "main", "3.1"], ["acme/tiny", "v2", "3.1"]]
-    assert len({line.index(word) for line, word in zip(lines, ("revision", "main", "main", "v2"))}) == 1
-    listed = json.loads(run_tandem("list", "--json", env=env).stdout)
-    assert [(one["name"], one["revisions"], one["commit"][0], one["whole"]) for one in listed] == [
-        ("acme/other", ["main"], "1", True), (NAME, ["main"], "1", True), (NAME, ["v2"], "2", True)]
-
-    done = run_tandem("rm", NAME + "@v2", env=env)
-    assert done.returncode == 2 and "--yes" in done.stderr.decode()
-    shown, code = on_terminal(["rm", NAME + "@v2"], env, b"n\n")
-    assert code == 0 and "8 B" in shown and "nothing is removed" in shown
-    shown, code = on_terminal(["rm", NAME + "@v2"], env, b"y\n")
-    assert code == 0 and "removed acme/tiny@v2" in shown
-    assert_whole(home)
-    assert not (model_folder(home) / "refs/v2").exists()
-    assert len(list((model_folder(home) / "blobs").iterdir())) == len(NEEDED)
-
-    assert run_tandem("rm", NAME, "--yes", env=env).returncode == 0
-    assert not model_folder(home).exists()
-    assert [one["name"] for one in json.loads(run_tandem("list", "--json", env=env).stdout)] == ["acme/other"]
-    for wrong in (NAME, "acme/other@v9", "acme/../other", "acme/other@../../main"):
-        assert run_tandem("rm", wrong, "--yes", env=env).returncode == 2
-    assert (model_folder(home, "acme/other") / "refs/main").exists()
-
-
-def test_unfinished_pull_is_listed_and_removed(hub, home):
-    env = environment(hub, home)
-    hub.troubles[BIG] = Trouble(pause_s=0.05)
-    process = start_pull(hub, home)
-    assert wait_until(lambda: size_of(partial_of(home)) > 100_000)
-    busy = run_tandem("rm", NAME, "--yes", env=env)
-    process.kill()
-    process.communicate()
-    assert busy.returncode == 2 and "is being pulled" in busy.stderr.decode()
-    (one,) = json.loads(run_tandem("list", "--json", env=env).stdout)
-    assert one["whole"] is False and one["bytes"] > 100_000
-    assert "(not whole)" in run_tandem("list", env=env).stdout.decode()
-    assert run_tandem("rm", NAME, "--yes", env=env).returncode == 0
-    assert not model_folder(home).exists()

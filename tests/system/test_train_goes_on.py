@@ -1,0 +1,95 @@
+"""tandem train that is stopped, resumed or loses its workers ends as an undisturbed run does."""
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S
+from training import DORA, LORA, QUESTIONS, train_some, write_data
+
+
+def test_the_scale_of_a_float16_loss_outlives_a_stop(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for name, iterations in {"whole": [16], "parts": [12, 16]}.items():
+        for last in iterations:
+            done = train_some(data, tmp_path / name, "--dtype", "float16", "--iters", last, "--resume")
+            assert done.returncode == 0, done.stderr.decode()
+    whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+# What is held back of a gradient is dropped where a checkpoint is written, so a stop elsewhere makes another run.
+def test_gradients_that_travel_in_half_the_bytes_go_on_bit_for_bit(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for name, iterations in {"whole": [7], "parts": [4, 7], "others": [5, 7]}.items():
+        for last in iterations:
+            done = train_some(data, tmp_path / name, "--iters", last, "--ranks", 2, "--parallel", "dp", "--resume",
+                              "--wire", "bfloat16")
+            assert done.returncode == 0, done.stderr.decode()
+    whole, parts, others = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts", "others"))
+    assert whole == parts != others
+
+
+@pytest.mark.parametrize("how", [("adafactor",), ("adafactor", "--beta1", 0.9), ("muon",), ("adamw", "--optimizer-bits", 8)])
+def test_each_optimizer_goes_on_bit_for_bit(how, tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    for name, iterations in {"whole": [7], "parts": [3, 7]}.items():
+        for last in iterations:
+            done = train_some(data, tmp_path / name, "--iters", last, "--ranks", 2, "--resume", "--optimizer", *how)
+            assert done.returncode == 0, done.stderr.decode()
+    whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+@pytest.mark.parametrize("kind", [LORA, DORA])
+def test_stopped_and_resumed_equals_one_run(kind, tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    assert train_some(data, tmp_path / "whole", "--iters", 11, "--ranks", 2, *kind).returncode == 0
+    assert train_some(data, tmp_path / "parts", "--iters", 5, "--ranks", 2, *kind).returncode == 0
+    refused = train_some(data, tmp_path / "parts", "--iters", 11, "--ranks", 2, *kind)
+    assert refused.returncode == 2 and b"--resume" in refused.stderr
+    other = train_some(data, tmp_path / "parts", "--iters", 11, "--resume", "--seed", 3, *kind)
+    assert other.returncode == 2 and b"--seed" in other.stderr
+    assert train_some(data, tmp_path / "parts", "--iters", 11, "--ranks", 2, "--resume", *kind).returncode == 0
+    again = train_some(data, tmp_path / "parts", "--iters", 11, "--resume", *kind)
+    assert again.returncode == 0 and b"nothing is left to do" in again.stderr
+    whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_ctrl_c_stops_after_a_step_that_resume_goes_on_from(tmp_path):
+    data, out = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out"
+    process = subprocess.Popen([PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", out, "--iters", "100000",
+                                "--steps-per-report", "1", "--device", "cpu"], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(TIMEOUT_S) == 130
+    (step,) = re.findall(r"stopped after step (\d+); --resume goes on", rest)
+    assert (out / f"checkpoint-{int(step):06}.safetensors").exists()
+
+
+def workers_of(pid):
+    """The workers' ids, in the order in which they were started."""
+    return sorted(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def test_killed_workers_cost_no_step(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    assert train_some(data, tmp_path / "whole", "--iters", 40, "--ranks", 2).returncode == 0
+    process = subprocess.Popen(
+        [PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", tmp_path / "killed", "--learning-rate", "1e-3",
+         "--num-layers", "2", "--save-every", "4", "--iters", "40", "--ranks", "2", "--steps-per-report", "1", "--device", "cpu"],
+        stderr=subprocess.PIPE, text=True)
+    kills = {7: 1, 22: 0}  # after which step's report a worker of this rank dies
+    for line in process.stderr:
+        found = re.match(r"step +(\d+) of", line)
+        if found and (rank := kills.pop(int(found[1]), None)) is not None:
+            os.kill(workers_of(process.pid)[rank], signal.SIGKILL)
+    assert process.wait(TIMEOUT_S) == 0 and not kills
+    whole, killed = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
