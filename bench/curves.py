@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from report import ROOT, row, write
+from report import ROOT, output_of, row, write
 
 MODEL = ROOT / "assets/demo-model"
 SPLITS = {"recomputed": ["--grad-checkpoint"], "tp 2": ["--ranks", 2], "dp 2": ["--ranks", 2, "--parallel", "dp"],
@@ -56,9 +56,7 @@ def command_of(args, data, out, steps, *more):
 
 
 def losses(command, out):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
+    output_of(command, TIMEOUT_S)
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [line["train_loss"] for line in lines if "train_loss" in line]
 

@@ -11,13 +11,12 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from links import inside, iperf3_both_ways, missing_for_links, path_with, shaped_links, write_ssh
-from report import ROOT, row, write
+from report import ROOT, output_of, row, write
 from weights import llama_shapes
 
 SHAPE = ROOT / "bench/shapes/100m.json"
@@ -40,11 +39,7 @@ def parse_args():
 
 def train(command, folder, namespace):
     """Seconds of a step and of its sums over ranks."""
-    done = subprocess.run([*inside(namespace), *command], env=path_with(folder), capture_output=True, text=True,
-                          timeout=TIMEOUT_S)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
-    result = json.loads(done.stdout)
+    result = json.loads(output_of([*inside(namespace), *command], TIMEOUT_S, env=path_with(folder)))
     return statistics.median(result["step_s"]), result["link_s"] / len(result["step_s"])
 
 

@@ -1,6 +1,8 @@
 """Rows of a benchmark: what was measured, what it must reach, and whether it does."""
 import dataclasses
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,14 @@ class Row:
     unit: str
     holds: bool | None  # None where there is no bar
     command: str
+
+
+def output_of(command, timeout_s, **kwargs):
+    """The command's stdout; RuntimeError with its last words where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, **kwargs)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def row(name, measured, bar, unit, command):

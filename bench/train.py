@@ -7,10 +7,9 @@ import collections
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 
-from report import ROOT, row, write
+from report import ROOT, output_of, row, write
 
 TINY, SHAPE = ROOT / "assets/demo-model", ROOT / "bench/shapes/1b.json"
 # name: arguments of `tandem bench` on either side, the last four of which are a step's size
@@ -48,10 +47,7 @@ def main():
                 of_case = case[:-4] if side == "short" else case
                 command = [str(word) for word in (args.program, "bench", *of_case, *split, "--threads", 1, "--repeat", args.repeat,
                                                   "--device", "cpu", "--json")]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-                if done.returncode:
-                    raise RuntimeError(f"{shlex.join(command)}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
-                result = json.loads(done.stdout)
+                result = json.loads(output_of(command, TIMEOUT_S))
                 speeds[side] += [result["tokens"] / seconds for seconds in result["step_s"]]
                 peaks[side].append(result["peak_bytes"] / 1e6)
                 commands[side] = shlex.join(command)

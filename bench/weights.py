@@ -11,13 +11,12 @@ import random
 import shutil
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from links import inside, iperf3_one_way, missing_for_links, path_with, shaped_links, write_ssh
-from report import ROOT, row, write
+from report import ROOT, output_of, row, write
 
 PROGRAM = ROOT / "build/release/tandem"
 RATE_MBIT = 1000
@@ -63,11 +62,7 @@ def load(folder, name, *flags):
     command = [*inside(name), PROGRAM, "bench", folder / "model", "--hosts", "local,far", "--remote-program", PROGRAM,
                "--device", "cpu", "--prompt", "1", "--generate", "0", "--repeat", "1", "--json", *flags]
     environment = path_with(folder) | {"XDG_CACHE_HOME": str(folder / "cache")}
-    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True,
-                          timeout=TIMEOUT_S)
-    if done.returncode:
-        raise RuntimeError(f"tandem bench ended with {done.returncode}: {done.stderr[-500:]}")
-    return json.loads(done.stdout)["ranks"][1]
+    return json.loads(output_of([str(word) for word in command], TIMEOUT_S, env=environment))["ranks"][1]
 
 
 def mbit_per_s(rank):
