@@ -182,22 +182,16 @@ Batches::Batches(std::vector<Sequence> sequences, int size, std::uint64_t seed)
 
 int Batches::in_an_epoch() const { return static_cast<int>((sequences_.size() + size_ - 1) / size_); }
 
-namespace {
-
-int rows_of(const Sequence& text) { return std::max(1, static_cast<int>(text.ids.size())) - 1; }
-
-}  // namespace
-
 int Batches::most_rows() const {
   std::vector<int> rows;
-  for (const auto& one : sequences_) rows.push_back(rows_of(one));
+  for (const auto& one : sequences_) rows.push_back(one.rows());
   std::sort(rows.rbegin(), rows.rend());
   return std::accumulate(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(size_), 0);
 }
 
 int Batches::longest_row() const {
   int longest = 0;
-  for (const auto& one : sequences_) longest = std::max(longest, rows_of(one));
+  for (const auto& one : sequences_) longest = std::max(longest, one.rows());
   return longest;
 }
 

@@ -152,7 +152,7 @@ int scored_tokens(const std::vector<Sequence>& sequences) {
 
 int input_rows(const std::vector<Sequence>& sequences) {
   int count = 0;
-  for (const auto& one : sequences) count += std::max(0, static_cast<int>(one.ids.size()) - 1);
+  for (const auto& one : sequences) count += one.rows();
   return count;
 }
 
@@ -167,7 +167,7 @@ mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>&
   std::vector<float> counted;
   std::vector<models::SequenceRows> rows;
   for (const auto& one : sequences) {
-    const int inputs = static_cast<int>(one.ids.size()) - 1;
+    const int inputs = one.rows();
     if (inputs < 1) continue;
     rows.push_back({inputs, nullptr});
     scored.push_back(scored_tokens({one}));

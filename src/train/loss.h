@@ -13,6 +13,9 @@ namespace tandem::train {
 struct Sequence {
   std::vector<int> ids;
   int loss_from = 1;
+
+  // Tokens that the next one is predicted from.
+  int rows() const { return ids.empty() ? 0 : static_cast<int>(ids.size()) - 1; }
 };
 
 // How many tokens count.

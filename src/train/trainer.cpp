@@ -70,7 +70,7 @@ Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const Traine
       options_(options),
       optimizer_(options.optimizer, trainable_->slices(), ranks_.parts()),
       loss_scale_{options.loss_scale, 0},
-      feedback_(trainable_->parameters().size()) {
+      feedback_(options.error_feedback ? trainable_->parameters().size() : 0) {
   // A group takes one collective at a time, and a model's own are on the default stream.
   if (ranks_.parts().size() == 1 && mx::default_device() == mx::Device::cpu)
     link_ = mx::new_stream(mx::Device::cpu);

@@ -59,12 +59,12 @@ class Trainer {
   // One step by the mean gradient over the tokens of all micro-batches, one of which is in memory at a time.
   // Every rank is given all sequences, and takes its own of each micro-batch.
   StepResult step(const std::vector<std::vector<Sequence>>& micro_batches, double learning_rate);
+  // The same without a step.
+  StepResult evaluate(const std::vector<Sequence>& sequences);
   // From now on layers are recomputed where steps of `rows` tokens at once on this rank, in texts of up to
   // `longest`, would need more than `free_bytes`, which forwards over a few made-up tokens tell: one in two
   // or in more, else all, and as many as some rank of the group has to. Every rank calls it.
   void recompute_by_memory(int rows, int longest, std::uint64_t free_bytes);
-  // The same without a step.
-  StepResult evaluate(const std::vector<Sequence>& sequences);
 
   std::vector<Parameter>& parameters() { return trainable_->parameters(); }
   const std::vector<Parameter>& fixed() const { return trainable_->fixed(); }
