@@ -42,8 +42,8 @@ std::uint64_t ranks_on_gpu(int ranks_on_host) {
 
 }  // namespace
 
-void bound_free_buffers(int ranks_on_host) {
-  constexpr std::uint64_t share = 16;
+void bound_free_buffers(int ranks_on_host, bool trains) {
+  const std::uint64_t share = trains ? 2 : 16;
   const std::uint64_t own = mx::default_device() == mx::Device::gpu ? gpu_bytes("total_memory") : 0;
   if (own == 0) return;
   mx::set_cache_limit(own / share / ranks_on_gpu(ranks_on_host));

@@ -242,7 +242,7 @@ void serve(ControlChannel& channel, const std::filesystem::path& cache) {
   kernels::use_activations(start.activations == "float32" ? kernels::Activations::float32
                                                           : kernels::Activations::automatic);
   mx::set_default_device(device);
-  bound_free_buffers(start.ranks_on_host);
+  bound_free_buffers(start.ranks_on_host, /*trains=*/!start.training.is_null());
   const auto plan = parallel::plan_from_json(start.plan);
   const World world = join_group(channel, start, plan);
   const auto& group = world.group;

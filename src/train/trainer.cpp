@@ -1,5 +1,6 @@
 #include "train/trainer.h"
 
+#include <mlx/distributed/distributed_impl.h>
 #include <mlx/memory.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
@@ -72,8 +73,8 @@ Trainer::Trainer(std::unique_ptr<Trainable> trainable, Ranks ranks, const Traine
       loss_scale_{options.loss_scale, 0},
       feedback_(options.error_feedback ? trainable_->parameters().size() : 0) {
   // A group takes one collective at a time, and a model's own are on the default stream.
-  if (ranks_.parts().size() == 1 && mx::default_device() == mx::Device::cpu)
-    link_ = mx::new_stream(mx::Device::cpu);
+  const bool by_cpu = ranks_.data.raw_group()->communication_stream().device == mx::Device::cpu;
+  if (ranks_.parts().size() == 1 && by_cpu) link_ = mx::new_stream(mx::Device::cpu);
   if (ranks_.place.stages > 1)
     pipeline_.emplace(ranks_.world, ranks_.place, ranks_.stage, trainable_->hidden());
 }
