@@ -112,9 +112,9 @@ mx::array through_layers(const TrainedModel& trained, mx::array x, const std::sh
   return x;
 }
 
-// Of some tokens: hidden [n, hidden], targets [n] int32, counted [n] float32 0 or 1. The vocabulary is split.
+// Of some tokens: hidden [n, hidden], targets [n] int32. The vocabulary is split.
 mx::array nll_of(const models::ShardedLinear& output, int first_id, const mx::array& hidden,
-                 const mx::array& targets, const mx::array& counted, const Context& context) {
+                 const mx::array& targets, const Context& context) {
   const auto& group = context.group;
   const mx::array input = parallel::summed_gradient(hidden, group);
   const mx::array logits = models::products(input, {&output}).front();
@@ -124,21 +124,39 @@ mx::array nll_of(const models::ShardedLinear& output, int first_id, const mx::ar
   const mx::array sums =
       parallel::sum(mx::stack({mx::exp(mx::subtract(here.log_sum, largest)), here.chosen}), group);
   const mx::array all = mx::add(mx::log(mx::take(sums, 0, 0)), largest);
-  return mx::sum(mx::multiply(counted, mx::subtract(all, mx::take(sums, 1, 0))));
+  return mx::sum(mx::subtract(all, mx::take(sums, 1, 0)));
 }
 
 // The same, computed anew for the gradient.
 mx::array recomputed_nll(const Decoder& model, const mx::array& hidden, const mx::array& targets,
-                         const mx::array& counted, const Context& context) {
+                         const Context& context) {
   const models::ShardedLinear output = *model.output;
   const bool dense = output.weight.weight && !output.weight.affine && !output.weight.packed;
   const Arrays inputs = dense ? Arrays{hidden, *output.weight.weight} : Arrays{hidden};
   const auto nll = [=, first_id = model.first_id](const std::vector<mx::array>& in) {
     models::ShardedLinear own = output;
     if (dense) own.weight.weight = in[1];
-    return std::vector{nll_of(own, first_id, in[0], targets, counted, context)};
+    return std::vector{nll_of(own, first_id, in[0], targets, context)};
   };
   return mx::checkpoint(nll)(together(inputs)).front();
+}
+
+// Of the rows [T, hidden] that `targets` follow.
+mx::array nll_of_rows(const Decoder& model, const mx::array& rows, std::vector<int> scored_rows,
+                      std::vector<int> targets, const Context& context) {
+  const bool none = targets.empty();  // what is computed all the same: ranks wait for one another's parts
+  if (none) scored_rows = targets = {0};
+  const int count = static_cast<int>(targets.size());
+  const mx::array scored =
+      count == rows.shape(0) ? rows : mx::take(rows, mx::array(scored_rows.data(), {count}, mx::int32), 0);
+  const mx::array hidden = kernels::rms_norm(scored, *model.norm, model.config.rms_norm_eps);
+  mx::array sum(0.0F);
+  for (int first = 0; first < count; first += chunk_tokens) {
+    const int end = std::min(count, first + chunk_tokens);
+    sum = mx::add(sum, recomputed_nll(model, mx::slice(hidden, {first, 0}, {end, hidden.shape(1)}),
+                                      mx::array(targets.data() + first, {end - first}, mx::int32), context));
+  }
+  return none ? mx::multiply(sum, mx::array(0.0F)) : sum;
 }
 
 }  // namespace
@@ -164,16 +182,19 @@ mx::array summed_nll(const TrainedModel& model, const std::vector<Sequence>& seq
 mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>& sequences,
                        const std::optional<mx::array>& input, const Context& context, int recomputed_every) {
   std::vector<int> ids, targets, scored;
-  std::vector<float> counted;
+  std::vector<int> scored_rows;  // those that the targets follow
   std::vector<models::SequenceRows> rows;
   for (const auto& one : sequences) {
     const int inputs = one.rows();
     if (inputs < 1) continue;
     rows.push_back({inputs, nullptr});
     scored.push_back(scored_tokens({one}));
+    const int first = static_cast<int>(ids.size());
+    for (int t = std::max(1, one.loss_from); t <= inputs; ++t) {
+      targets.push_back(one.ids[t]);
+      scored_rows.push_back(first + t - 1);
+    }
     ids.insert(ids.end(), one.ids.begin(), one.ids.end() - 1);
-    targets.insert(targets.end(), one.ids.begin() + 1, one.ids.end());
-    for (int t = 1; t <= inputs; ++t) counted.push_back(t >= one.loss_from ? 1 : 0);
   }
   const int tokens = static_cast<int>(ids.size());
   if (tokens == 0) return mx::array(0.0F);
@@ -184,15 +205,7 @@ mx::array stage_output(const TrainedModel& trained, const std::vector<Sequence>&
   const mx::array last_rows = through_layers(trained, first_rows, going, recomputed_every);
   if (trained.made) trained.made->add_output(model, last_rows);
   if (!model.norm) return last_rows;
-  const mx::array hidden = kernels::rms_norm(last_rows, *model.norm, model.config.rms_norm_eps);
-  mx::array sum(0.0F);
-  for (int first = 0; first < tokens; first += chunk_tokens) {
-    const int end = std::min(tokens, first + chunk_tokens), count = end - first;
-    sum = mx::add(sum, recomputed_nll(model, mx::slice(hidden, {first, 0}, {end, hidden.shape(1)}),
-                                      mx::array(targets.data() + first, {count}, mx::int32),
-                                      mx::array(counted.data() + first, {count}, mx::float32), context));
-  }
-  return sum;
+  return nll_of_rows(model, last_rows, scored_rows, targets, context);
 }
 
 }  // namespace tandem::train
