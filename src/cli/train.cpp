@@ -69,9 +69,9 @@ void settle_method(TrainFlags& flags, const models::ModelConfig& config, const f
 }
 
 // What was made of the texts but those that are trained on as they are.
-void tell_of(const train::TextReader& reader, const TrainFlags& flags) {
+void tell_of(const train::TextReader& reader, int longest) {
   constexpr std::size_t most_named = 5;
-  if (reader.cut() > 0) note("{} cut after {} tokens\n", counted(reader.cut(), "text"), flags.longest);
+  if (reader.cut() > 0) note("{} cut after {} tokens\n", counted(reader.cut(), "text"), longest);
   if (reader.without_loss() > 0)
     note("{} left out that had nothing to learn\n", counted(reader.without_loss(), "text"));
   const auto& skipped = reader.skipped();
@@ -99,6 +99,9 @@ int run(TrainFlags flags) {
                     flags.model));
   if (flags.parallel == "sdp" && flags.cluster.backend == "ring")
     throw InputError("--parallel sdp: MLX's ring does not scatter sums: leave --backend out, or take tcp");
+  if (flags.training.replicas > 1 && flags.cluster.backend != "auto" && flags.cluster.backend != "tcp")
+    throw InputError(fmt::format("--replicas: {} does not split groups: leave --backend out, or take tcp",
+                                 flags.cluster.backend));
   settle_method(flags, config, folder);
   const auto plan = make_training_plan(flags.cluster, flags.parallel, flags.training.replicas, config);
   auto training = split_training(flags.training, flags.parallel, plan, config);
@@ -107,17 +110,18 @@ int run(TrainFlags flags) {
   std::optional<text::Tokenizer> tokenizer;
   if (fs::exists(folder / "tokenizer.json")) tokenizer.emplace(folder);
   const auto chat = text::ChatTemplate::load(folder);
+  const int longest = std::min(flags.longest, config.context);
   train::TextReader reader(tokenizer, chat, config.sizes.vocabulary,
                            {.end_ids = config.end_ids,
                             .mask_prompt = flags.mask_prompt,
-                            .longest = std::min(flags.longest, config.context),
+                            .longest = longest,
                             .skip_bad = flags.skip_bad});
   const fs::path data = flags.data;
   auto texts = reader.read(data / "train.jsonl");
   const auto count = texts.size();
   std::vector<train::Sequence> valid;
   if (fs::exists(data / "valid.jsonl")) valid = reader.read(data / "valid.jsonl");
-  tell_of(reader, flags);
+  tell_of(reader, longest);
   train::Batches batches(std::move(texts), flags.batch_size, flags.training.seed);
   training.most_rows = batches.most_rows();
   training.longest_row = batches.longest_row();

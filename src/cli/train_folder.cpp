@@ -2,11 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "cli/terminal.h"
+#include "models/model_files.h"
 
 namespace tandem::cli {
 namespace {
@@ -35,6 +39,10 @@ json fingerprint(const TrainFlags& flags) {
            {"dtype", flags.training.dtype},
            {"lora-rank", flags.training.lora_rank},
            {"num-layers", flags.training.lora_layers}};
+  if (!trains_all(flags)) {
+    all["lora-scale"] = flags.training.lora_scale;
+    all["lora-keys"] = flags.training.lora_keys;
+  }
   if (flags.training.from_scratch) all["init"] = true;
   if (flags.skip_bad) all["skip-bad-data"] = true;
   if (flags.training.balance_rate > 0) all["balance-rate"] = flags.training.balance_rate;
@@ -53,6 +61,39 @@ void check_resumed(const TrainFlags& flags) {
     throw InputError(
         fmt::format("--resume: {} began with --{} {}, not {}", flags.out, name, text(then), text(given)));
   }
+}
+
+// The steps after which one was written.
+std::vector<int> checkpoints(const TrainFlags& flags) {
+  std::vector<int> steps;
+  if (!fs::is_directory(flags.out)) return steps;
+  for (const auto& entry : fs::directory_iterator(flags.out)) {
+    int step = 0;
+    const bool is_one = std::sscanf(entry.path().filename().c_str(), "checkpoint-%d.safetensors", &step) == 1;
+    if (is_one && entry.path().filename() == checkpoint_file(flags, step).filename()) steps.push_back(step);
+  }
+  return steps;
+}
+
+// Nothing that an earlier run left may be taken for this one's.
+void check_empty(const TrainFlags& flags) {
+  for (const auto& there : {weights_file(flags), checkpoint_file(flags, last_checkpoint(flags))}) {
+    if (fs::exists(there)) {
+      throw InputError(
+          fmt::format("--out {}: it holds {} already; give another folder, remove it, or --resume", flags.out,
+                      there.filename().string()));
+    }
+  }
+}
+
+json adapter_config(const TrainFlags& flags) {
+  const auto& t = flags.training;
+  json parameters{{"rank", t.lora_rank}, {"scale", t.lora_scale}, {"dropout", 0.0}};
+  if (!t.lora_keys.empty()) parameters["keys"] = t.lora_keys;
+  return {{"fine_tune_type", t.method},
+          {"num_layers", t.lora_layers < 1 ? -1 : t.lora_layers},
+          {"lora_parameters", std::move(parameters)},
+          {"model", flags.model}};
 }
 
 }  // namespace
@@ -76,51 +117,38 @@ fs::path checkpoint_file(const TrainFlags& flags, int step) {
 }
 
 int last_checkpoint(const TrainFlags& flags) {
-  int last = 0;
-  if (!fs::is_directory(flags.out)) return last;
-  for (const auto& entry : fs::directory_iterator(flags.out)) {
-    int step = 0;
-    const bool is_one = std::sscanf(entry.path().filename().c_str(), "checkpoint-%d.safetensors", &step) == 1;
-    if (is_one && entry.path().filename() == checkpoint_file(flags, step).filename())
-      last = std::max(last, step);
-  }
-  return last;
+  const auto steps = checkpoints(flags);
+  return steps.empty() ? 0 : *std::max_element(steps.begin(), steps.end());
+}
+
+void remove_checkpoints_before(const TrainFlags& flags, int step) {
+  for (const int before : checkpoints(flags))
+    if (before < step) fs::remove(checkpoint_file(flags, before));
 }
 
 void write_beside(const TrainFlags& flags, const fs::path& model) {
   const fs::path out = flags.out;
-  if (flags.resume && last_checkpoint(flags) > 0) return check_resumed(flags);
-  for (const auto& there : {weights_file(flags), checkpoint_file(flags, last_checkpoint(flags))}) {
-    if (fs::exists(there)) {
-      throw InputError(
-          fmt::format("--out {}: it holds {} already; give another folder, remove it, or --resume", flags.out,
-                      there.filename().string()));
-    }
-  }
+  // One that ended before its first checkpoint begins again.
+  const bool resumed = flags.resume && fs::exists(out / "run.json");
+  if (resumed) check_resumed(flags);
+  if (resumed && last_checkpoint(flags) > 0) return;
+  if (!resumed) check_empty(flags);
   std::error_code error;
   fs::create_directories(out, error);
   if (error) throw InputError(fmt::format("--out {}: {}", flags.out, error.message()));
-  write_file(out / "run.json", fingerprint(flags).dump(2) + '\n');
-  const auto& t = flags.training;
+  fs::remove(out / "metrics.jsonl");
   if (!trains_all(flags)) {
-    json parameters{{"rank", t.lora_rank}, {"scale", t.lora_scale}, {"dropout", 0.0}};
-    if (!t.lora_keys.empty()) parameters["keys"] = t.lora_keys;
-    const json config{{"fine_tune_type", t.method},
-                      {"num_layers", t.lora_layers < 1 ? -1 : t.lora_layers},
-                      {"lora_parameters", std::move(parameters)},
-                      {"model", flags.model}};
-    return write_file(out / "adapter_config.json", config.dump(2) + '\n');
+    write_file(out / "adapter_config.json", adapter_config(flags).dump(2) + '\n');
+  } else {
+    models::copy_beside_weights(model, out, [](const std::string& line) { note("{}\n", line); });
+    json config = unquantised_config(model);
+    const std::string dtype = dtype_of(flags, config);
+    // The name of now, which is read first, and that of before transformers 4.56.
+    for (const char* key : {"dtype", "torch_dtype"})
+      config[key] = dtype == "F32" ? "float32" : dtype == "F16" ? "float16" : "bfloat16";
+    write_file(out / "config.json", config.dump(2) + '\n');
   }
-  for (const auto& entry : fs::directory_iterator(model)) {
-    const std::string name = entry.path().filename().string();
-    const bool text = name.ends_with(".json") || name.ends_with(".jinja") || name == "tokenizer.model";
-    if (text && name != "config.json" && !name.ends_with(".index.json"))
-      write_file(out / name, read_file(entry.path()));
-  }
-  json config = unquantised_config(model);
-  const std::string dtype = dtype_of(flags, config);
-  config["torch_dtype"] = dtype == "F32" ? "float32" : dtype == "F16" ? "float16" : "bfloat16";
-  write_file(out / "config.json", config.dump(2) + '\n');
+  write_file(out / "run.json", fingerprint(flags).dump(2) + '\n');
 }
 
 }  // namespace tandem::cli

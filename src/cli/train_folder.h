@@ -36,6 +36,7 @@ std::filesystem::path weights_file(const TrainFlags& flags);
 std::filesystem::path checkpoint_file(const TrainFlags& flags, int step);
 // The step of the last checkpoint; 0: there is none.
 int last_checkpoint(const TrainFlags& flags);
+void remove_checkpoints_before(const TrainFlags& flags, int step);
 
 // What belongs into the folder besides the weights, before the first of them. InputError where it holds
 // another run's, or one that began otherwise than the one that is to be resumed.

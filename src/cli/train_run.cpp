@@ -114,10 +114,9 @@ void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
     if (done["sum_nll"].is_null()) {
       note(
           "step {}: the validation loss is not finite: the run has diverged; go on from an earlier result "
-          "with "
-          "a smaller --learning-rate\n",
+          "with a smaller --learning-rate\n",
           number);
-      last_valid_ = 0;
+      last_valid_ = not_there;
       return;
     }
     nll += done["sum_nll"].get<double>();
@@ -132,10 +131,9 @@ void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
 
 // The result so far, and the checkpoint to go on from, in place of the one before.
 void TrainRun::save(int number) {
-  const int before = last_checkpoint(flags_);
   conductor_->carry_out({{"save", {{"file", weights_file(flags_).string()}, {"dtype", dtype_}}}});
   conductor_->carry_out({{"keep", {{"file", checkpoint_file(flags_, number).string()}}}});
-  if (before > 0 && before != number) fs::remove(checkpoint_file(flags_, before));
+  remove_checkpoints_before(flags_, number);
   log_.write_report();
 }
 

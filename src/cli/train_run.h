@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -28,6 +29,8 @@ class TrainRun {
 
  private:
   using Clock = std::chrono::steady_clock;
+  // In JSON null.
+  static constexpr double not_there = std::numeric_limits<double>::quiet_NaN();
 
   void step(int number, train::Batches& batches);
   void report(int number);
@@ -45,7 +48,7 @@ class TrainRun {
   double nll_ = 0, seconds_ = 0, link_s_ = 0;
   std::int64_t tokens_ = 0;
   // The last ones.
-  double rate_ = 0, norm_ = 0, last_loss_ = 0, last_valid_ = 0, last_speed_ = 0;
+  double rate_ = 0, norm_ = 0, last_speed_ = 0, last_loss_ = not_there, last_valid_ = not_there;
   std::int64_t all_tokens_ = 0;
   std::uint64_t peak_bytes_ = 0;
   int skipped_ = 0;

@@ -85,9 +85,10 @@ World join_group(ControlChannel& channel, const Start& start, const parallel::Pl
     endpoints.push_back(to_endpoint(rank));
     offers.push_back(rank.backends);
   }
-  // Stages exchange messages, which is tcp's alone.
-  const std::string backend =
-      plan.stages.size() > 1 ? "tcp" : parallel::choose_backend(start.backend, offers);
+  // Stages exchange messages and replicas that share matrices split the group, which is tcp's alone.
+  const int replicas = start.training.is_null() ? 1 : start.training.at("replicas").get<int>();
+  const bool by_tcp = plan.stages.size() > 1 || (replicas > 1 && replicas < ranks);
+  const std::string backend = by_tcp ? "tcp" : parallel::choose_backend(start.backend, offers);
   if (backend != "tcp") {
     listener.close();
     return {parallel::join_mlx_group(backend, start.rank, endpoints), false};

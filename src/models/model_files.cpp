@@ -14,13 +14,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Weights in any format, and what belongs to them: written anew, or nothing that a model's folder needs.
+// Weights in any format, what belongs to them, and how they were trained: written anew, or nothing that a
+// model's folder needs.
 bool is_of_weights(const fs::path& file) {
   static const std::set<std::string> endings{".safetensors", ".bin", ".pt",   ".pth",     ".gguf",
                                              ".onnx",        ".h5",  ".ckpt", ".msgpack", ".incomplete"};
   const std::string name = file.filename().string();
-  return endings.contains(file.extension().string()) || name.ends_with(".index.json") ||
-         name == "config.json" || name.starts_with('.');
+  static const std::set<std::string> names{"config.json", "run.json", "metrics.jsonl", "report.html"};
+  return endings.contains(file.extension().string()) || names.contains(name) ||
+         name.ends_with(".index.json") || name.starts_with("events.out.tfevents.") || name.starts_with('.');
 }
 
 }  // namespace
