@@ -311,7 +311,9 @@ def write(folder, split, count, seed):
         counts[kind] = len(made)
         lines += made
     random.Random(f"{seed} {split}").shuffle(lines)
-    (folder / f"{split}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    incomplete = folder / f"{split}.incomplete"
+    incomplete.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    incomplete.rename(folder / f"{split}.jsonl")
     return counts
 
 
@@ -324,7 +326,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     evaluated = round(args.texts * EVALUATION_SHARE)
     counts = {split: write(args.out, split, count, args.seed)
-              for split, count in (("train", args.texts), ("valid", evaluated), ("test", evaluated))}
+              for split, count in (("test", evaluated), ("valid", evaluated), ("train", args.texts))}
     print(f"{'kind':<18}" + "".join(f"{split:>8}" for split in counts))
     for kind in WEIGHTS:
         print(f"{kind:<18}" + "".join(f"{counted[kind]:>8}" for counted in counts.values()))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints fresh dialogues of the kind that assets/demo-model was trained on, as text with its special tokens.
+"""Prints fresh dialogues of the kind that the tiny models of tests/golden were trained on, as text with its special tokens.
 
 usage: make_dialogues.py SEED COUNT
 

@@ -19,7 +19,7 @@ struct DemoFlags {
 };
 
 constexpr const char* questions[] = {"What is 27 + 15?", "What is the capital of France?",
-                                     "Which day comes after Monday?"};
+                                     "What is 345 + 678?"};
 
 void ask(cluster::Conductor& conductor, const server::ServedModel& model, const char* question) {
   const nlohmann::ordered_json messages{{{"role", "user"}, {"content", question}}};

@@ -12,7 +12,6 @@
 extern "C" {
 // demo_model_data.S
 extern const char demo_config_begin[], demo_config_end[];
-extern const char demo_generation_config_begin[], demo_generation_config_end[];
 extern const char demo_tokenizer_begin[], demo_tokenizer_end[];
 extern const char demo_tokenizer_config_begin[], demo_tokenizer_config_end[];
 extern const char demo_chat_template_begin[], demo_chat_template_end[];
@@ -29,12 +28,11 @@ struct EmbeddedFile {
   std::string_view bytes;
 };
 
-std::array<EmbeddedFile, 6> embedded_files() {
+std::array<EmbeddedFile, 5> embedded_files() {
   const auto bytes = [](const char* begin, const char* end) {
     return std::string_view(begin, static_cast<std::size_t>(end - begin));
   };
   return {{{"config.json", bytes(demo_config_begin, demo_config_end)},
-           {"generation_config.json", bytes(demo_generation_config_begin, demo_generation_config_end)},
            {"tokenizer.json", bytes(demo_tokenizer_begin, demo_tokenizer_end)},
            {"tokenizer_config.json", bytes(demo_tokenizer_config_begin, demo_tokenizer_config_end)},
            {"chat_template.jinja", bytes(demo_chat_template_begin, demo_chat_template_end)},

@@ -15,7 +15,6 @@
   SYMBOL(name##_end): .byte 0
 
 EMBED(demo_config, "config.json")
-EMBED(demo_generation_config, "generation_config.json")
 EMBED(demo_tokenizer, "tokenizer.json")
 EMBED(demo_tokenizer_config, "tokenizer_config.json")
 EMBED(demo_chat_template, "chat_template.jinja")

@@ -121,7 +121,7 @@ TEST(StepPlanTest, RandomBytesNeverGiveNonsense) {
 // All of a model of this repository, or what one stage has of it.
 class LocalModel {
  public:
-  explicit LocalModel(const char* folder = "assets/demo-model")
+  explicit LocalModel(const char* folder = "tests/golden/tiny-llama-mlx-4bit")
       : folder_(std::filesystem::path(TANDEM_SOURCE_DIR) / folder) {
     mlx::core::set_default_device(mlx::core::Device::cpu);
   }
@@ -159,7 +159,7 @@ class StepRunnerTest : public testing::Test {
  protected:
   void TearDown() override { kernels::use_activations(kernels::Activations::automatic); }
 
-  static StepRunner demo_runner() { return LocalModel().runner(); }
+  static StepRunner dense_runner() { return LocalModel().runner(); }
 
   // Products sum in an order that does not depend on the rows with them, so that steps differ in attention
   // alone: sums of 32 and of the row's positions, 6 layers, logits up to 20.
@@ -171,7 +171,7 @@ class StepRunnerTest : public testing::Test {
 };
 
 TEST_F(StepRunnerTest, ChunksAndNeighboursDoNotChangeLogits) {
-  StepRunner runner = demo_runner();
+  StepRunner runner = dense_runner();
   const std::vector<int> ids{5, 100, 7, 300, 42, 900, 8}, other{9, 9, 10};
   const auto whole = run(runner, {{}, {{0, ids, {0, 1, 2, 3, 4, 5, 6}}}});
   ASSERT_EQ(whole.size(), ids.size() * vocabulary);
@@ -190,7 +190,7 @@ TEST_F(StepRunnerTest, ChunksAndNeighboursDoNotChangeLogits) {
 }
 
 TEST_F(StepRunnerTest, AReleasedSlotIsFreedAndStartsEmpty) {
-  StepRunner runner = demo_runner();
+  StepRunner runner = dense_runner();
   EXPECT_EQ(runner.cache_bytes(), 0u);
   const auto first = run(runner, {{}, {{0, {5, 6}, {1}}}});
   // 6 layers of keys and values, 4 heads of 32 floats, 256 positions.

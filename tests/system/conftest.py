@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TANDEM_PROGRAM", str(ROOT / "build/release/tandem"))
 DEMO_MODEL = ROOT / "assets/demo-model"
-GOLDEN = json.loads((ROOT / "tests/golden/tiny-llama/golden.json").read_text())
+GOLDEN = json.loads((ROOT / "tests/golden/demo-model/golden.json").read_text())
 TIMEOUT_S = 120
 LONG_SEED = 9  # at temperature 5 the story about Tom and a shell goes on for 700 tokens
 

@@ -188,7 +188,7 @@ M = "model.layers.5.self_attn.q_proj.m"
 # By a run and by fuse, with nothing made.
 @pytest.mark.parametrize("change, why", [
     (lambda header: header.pop(M), b"is missing"),
-    (lambda header: header.update({M: header[M] | {"shape": [header[M]["shape"][0] // 2, 2]}}), b"has shape [128,2]")])
+    (lambda header: header.update({M: header[M] | {"shape": [header[M]["shape"][0] // 2, 2]}}), b"has shape [192,2]")])
 def test_a_wrong_magnitude_is_named(change, why, tmp_path):
     out = tmp_path / "out"
     assert train_some(write_data(tmp_path / "data", QUESTIONS[:4]), out, "--iters", 1, "--method", "dora").returncode == 0

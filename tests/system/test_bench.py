@@ -147,7 +147,7 @@ WRONG = {
     "unknown bits": (["--shape", ROOT / "bench/shapes/1b.json", "--bits", 3], ["--bits", "bf16"]),
     "unknown group": (["--shape", ROOT / "bench/shapes/1b.json", "--group", 48], ["--group", "64"]),
     "missing shape": (["--shape", "/no/shape.json"], ["/no/shape.json"]),
-    "shape of another family": (["--shape", DEMO_MODEL / "generation_config.json"], ["model_type"]),
+    "shape of another family": (["--shape", DEMO_MODEL / "tokenizer_config.json"], ["model_type"]),
     "longer than the context": ([DEMO_MODEL, "--prompt", 5000], ["--prompt", "5000 tokens", "context of 1024"]),
     "longer than --context": ([DEMO_MODEL, "--prompt", 100, "--generate", 1, "--context", 100], ["--prompt", "--context"]),
     "an answer that does not fit": ([DEMO_MODEL, "--generate", 1023], ["--generate", "1023 tokens", "context of 1024"]),

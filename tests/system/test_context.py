@@ -81,7 +81,7 @@ def test_the_limit_is_named_at_the_start():
 
 @pytest.mark.parametrize("args, words", [
     (["--context", 5000], ["--context 5000", "1024", "the model's"]),
-    (["--context", 600, "--kv-memory", "2MB"], ["--context 600", "--kv-memory"]),
+    (["--context", 600, "--kv-memory", "1MB"], ["--context 600", "--kv-memory"]),
     (["--kv-memory", "900TB"], ["--kv-memory", "this machine"]),
     (["--kv-memory", "1KB"], ["--kv-memory", "256 tokens"]),
     (["--kv-memory", "100"], ["--kv-memory 100 B"]),

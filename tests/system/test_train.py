@@ -133,7 +133,7 @@ def test_a_loss_of_balance_learns_alike_on_any_split(tmp_path, from_scratch):
     for split in ("recomputed", "tp 2", "dp 2", "sdp 2", "pp 2"):
         found, _ = from_scratch(split, "--balance-loss", 1, *SPLITS[split])
         assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, found, strict=True)), (split, one, found)
-    for model, method, said in ((ROOT / "tests/golden/qwen3-moe", "lora", b"--method full"), (DEMO_MODEL, "full", b"no experts")):
+    for model, method, said in ((ROOT / "tests/golden/qwen3-moe", "lora", b"--method full"), (ROOT / "tests/golden/llama-plain", "full", b"no experts")):
         refused = run_tandem("train", model, "--data", tmp_path / "data", "--out", tmp_path / "no", "--balance-loss", 1, "--method",
                              method)
         assert refused.returncode == 2 and b"--balance-loss" in refused.stderr and said in refused.stderr
@@ -281,15 +281,17 @@ def test_stages_learn_as_one_rank_does(tmp_path):
 
 def test_splits_that_training_has_not_are_refused(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
-    plan = tmp_path / "plan.json"
-    ranks = [{"host": "local", "share": share} for share in (3, 5)]  # whose parts both need a key/value head
-    plan.write_text(json.dumps({"stages": [{"layers": [0, 6], "ranks": ranks}]}))
     for split, why in {("--parallel", "dp", "--plan", "pp", "--ranks", 2): b"leave --plan out",
                        ("--parallel", "pp", "--plan", "tp", "--ranks", 2): b"leave --plan out",
-                       ("--plan", plan): b"without a copy",
+                       ("--parallel", "tp", "--ranks", 4, "--replicas", 2, "--backend", "ring"): b"ring does not split",
                        ("--lora-keys", "self_attn.x_proj", "--parallel", "pp", "--ranks", 2): b"self_attn.q_proj"}.items():
         done = train_some(data, tmp_path / "out", "--iters", 1, *split)
         assert done.returncode == 2 and why in done.stderr, done.stderr.decode()
+    plan = tmp_path / "plan.json"
+    ranks = [{"host": "local", "share": share} for share in (3, 5)]  # whose parts both need a key/value head
+    plan.write_text(json.dumps({"stages": [{"layers": [0, 6], "ranks": ranks}]}))
+    done = run_tandem("train", folder_of("tiny-llama-mlx-4bit"), "--data", data, "--out", tmp_path / "out", "--plan", plan)
+    assert done.returncode == 2 and b"without a copy" in done.stderr, done.stderr.decode()
 
 
 @pytest.mark.parametrize("option, value", [("--clip", "nan"), ("--lora-scale", "inf"), ("--beta1", 1), ("--num-layers", -7),

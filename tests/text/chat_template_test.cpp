@@ -51,7 +51,7 @@ TEST(ChatTemplate, DemoModelsPromptsAreGolden) {
   const auto folder = source_dir / "assets/demo-model";
   const auto chat_template = ChatTemplate::load(folder);
   const Tokenizer tokenizer(folder);
-  const auto golden = json_of(source_dir / "tests/golden/tiny-llama/golden.json");
+  const auto golden = json_of(source_dir / "tests/golden/demo-model/golden.json");
   ASSERT_EQ(golden["cases"].size(), 24u);
   for (const auto& row : golden["cases"]) {
     const auto prompt = chat_template->render({{{"role", "user"}, {"content", row["question"]}}}, true);
