@@ -30,9 +30,10 @@ mlx::core::array stage_output(const TrainedModel& model, const std::vector<Seque
 int input_rows(const std::vector<Sequence>& sequences);
 
 // The sum of the negative log-likelihoods (nats) of the tokens that count, a float32 scalar, the same on
-// every rank of the stage. The output's product and its softmax are computed, and again for the gradient,
-// some tokens at a time, so that the logits of all are never in memory. Of each `recomputed_every`-th layer
-// (0: of none) only its input is kept for the gradient (Chen et al. 2016, arXiv:1604.06174).
+// every rank of the stage. For them alone the output's product and its softmax are computed, and again for
+// the gradient, some tokens at a time, so that the logits of all are never in memory. Of each
+// `recomputed_every`-th layer (0: of none) only its input is kept for the gradient (Chen et al. 2016,
+// arXiv:1604.06174).
 mlx::core::array summed_nll(const TrainedModel& model, const std::vector<Sequence>& sequences,
                             const models::Context& context, int recomputed_every);
 

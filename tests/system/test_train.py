@@ -6,7 +6,7 @@ import struct
 import pytest
 from conftest import DEMO_MODEL, ROOT, release_only, run_tandem
 from safetensors_file import read_tensors
-from training import QUESTIONS, SGD, SPLITS, folder_of, losses, perplexity, train_some, write_data, write_ids
+from training import QUESTIONS, SGD, SPLITS, TEXTS, folder_of, losses, perplexity, train_some, write_data, write_ids
 
 GRADIENTS = json.loads((ROOT / "tests/golden/gradients.json").read_text())
 RATE = 1000  # of one step of plain descent, whose change is the gradient times this
@@ -202,7 +202,6 @@ def test_half_precision_learns_alike(split, dtype, from_scratch):
         assert 0 <= summary["skipped_steps"] < 10
 
 
-# A stage of unequal ranks, a stage of one; one that has nothing to learn; more steps to go on from on other plans.
 def test_unequal_shares_of_batches_learn_as_one_rank_does(tmp_path):
     data, plan = write_data(tmp_path / "data", QUESTIONS), tmp_path / "plan.json"
     how = ["--method", "full", "--iters", 6]
@@ -212,6 +211,15 @@ def test_unequal_shares_of_batches_learn_as_one_rank_does(tmp_path):
         plan.write_text(json.dumps({"stages": [{"layers": [0, 6], "ranks": ranks}]}))
         found, _ = losses(data, tmp_path / parallel, *how, "--parallel", parallel, "--plan", plan)
         assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, found, strict=True)), (parallel, one, found)
+
+
+def test_masked_prompts_learn_alike_on_any_split(tmp_path):
+    data, how = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--iters", 4, "--mask-prompt"]
+    one, _ = losses(data, tmp_path / "one", *how)
+    assert one != losses(data, tmp_path / "whole", *how[:-1])[0]
+    for split in ("recomputed", "tp 2", "dp 3", "sdp 2", "pp 2", "tp 2 twice"):
+        found, _ = losses(data, tmp_path / split, *how, *SPLITS[split])
+        assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, found, strict=True)), (split, one, found)
 
 
 def test_gradients_that_travel_in_half_the_bytes_learn_alike(tmp_path):
@@ -253,6 +261,7 @@ def test_replicas_that_do_not_fit_are_refused(tmp_path):
         assert refused.returncode == 2 and said in refused.stderr, refused.stderr
 
 
+# A stage of unequal ranks, a stage of one; one that has nothing to learn; more steps to go on from on other plans.
 def test_stages_learn_as_one_rank_does(tmp_path):
     data = write_data(write_data(tmp_path / "data", QUESTIONS), QUESTIONS[:3], "valid.jsonl")
     ranks = [{"host": "local", "share": share} for share in (1, 3)]
@@ -288,9 +297,9 @@ def test_splits_that_training_has_not_are_refused(tmp_path):
         done = train_some(data, tmp_path / "out", "--iters", 1, *split)
         assert done.returncode == 2 and why in done.stderr, done.stderr.decode()
     plan = tmp_path / "plan.json"
-    ranks = [{"host": "local", "share": share} for share in (3, 5)]  # whose parts both need a key/value head
-    plan.write_text(json.dumps({"stages": [{"layers": [0, 6], "ranks": ranks}]}))
-    done = run_tandem("train", folder_of("tiny-llama-mlx-4bit"), "--data", data, "--out", tmp_path / "out", "--plan", plan)
+    ranks = [{"host": "local", "share": share} for share in (1, 5)]  # whose parts both need a key/value head
+    plan.write_text(json.dumps({"stages": [{"layers": [0, 2], "ranks": ranks}]}))
+    done = run_tandem("train", folder_of("llama-gqa-6-2"), "--data", write_data(tmp_path / "ids", TEXTS), "--out", tmp_path / "out", "--plan", plan)
     assert done.returncode == 2 and b"without a copy" in done.stderr, done.stderr.decode()
 
 

@@ -1,4 +1,5 @@
 """tandem train that is stopped, resumed or loses its workers ends as an undisturbed run does."""
+import json
 import os
 import re
 import signal
@@ -6,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S
+from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S, run_tandem
 from training import DORA, LORA, QUESTIONS, train_some, write_data
 
 
@@ -57,6 +58,42 @@ def test_stopped_and_resumed_equals_one_run(kind, tmp_path):
     assert again.returncode == 0 and b"nothing is left to do" in again.stderr
     whole, parts = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
+
+
+def test_a_result_trained_on_is_a_run_of_its_own(tmp_path):
+    data, full = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--device", "cpu"]
+    first = ["train", DEMO_MODEL, "--data", data, "--out", tmp_path / "first", "--iters", 1, "--save-dtype", "float32"]
+    assert run_tandem(*first, *full).returncode == 0
+    assert {json.loads((tmp_path / "first/config.json").read_text())[key] for key in ("dtype", "torch_dtype")} == {"float32"}
+    then = ["train", tmp_path / "first", "--data", data, "--out", tmp_path / "then", "--seed", 5]
+    for last in (2, 3):
+        done = run_tandem(*then, *full, "--iters", last, "--resume")
+        assert done.returncode == 0, done.stderr.decode()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "then/metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 3]  # none of the first run's
+    assert [file.name for file in (tmp_path / "then").glob("checkpoint*")] == ["checkpoint-000003.safetensors"]
+
+
+def test_adapters_go_on_as_they_began(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    assert train_some(data, tmp_path / "out", "--iters", 1, "--lora-scale", 10).returncode == 0
+    done = train_some(data, tmp_path / "out", "--iters", 2, "--resume")
+    assert done.returncode == 2 and b"--lora-scale 10.0, not 20.0" in done.stderr, done.stderr
+
+
+# As a disk that fills up after the first weights leaves it; and a checkpoint that a kill left beside the next one.
+def test_a_run_without_a_checkpoint_begins_again(tmp_path):
+    data, out = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out"
+    assert train_some(data, out, "--iters", 2).returncode == 0
+    before = (out / "adapters.safetensors").read_bytes()
+    (out / "checkpoint-000002.safetensors").unlink()
+    assert train_some(data, out, "--iters", 2).returncode == 2
+    assert train_some(data, out, "--iters", 2, "--resume").returncode == 0
+    assert (out / "adapters.safetensors").read_bytes() == before
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+    (out / "checkpoint-000001.safetensors").write_bytes(b"")
+    assert train_some(data, out, "--iters", 3, "--resume").returncode == 0
+    assert [file.name for file in out.glob("checkpoint*")] == ["checkpoint-000003.safetensors"]
 
 
 def test_ctrl_c_stops_after_a_step_that_resume_goes_on_from(tmp_path):
