@@ -100,7 +100,7 @@ class TextReaderTest : public testing::Test {
   std::vector<Sequence> read(const std::string& text, TextOptions options) {
     const fs::path file = fs::path(testing::TempDir()) / "train_data_test.jsonl";
     std::ofstream(file) << text;
-    return TextReader(tokenizer_, chat_, 1024, std::move(options)).read(file);
+    return TextReader(tokenizer_, chat_, 2048, std::move(options)).read(file);
   }
 
   const fs::path model_ = fs::path(TANDEM_SOURCE_DIR) / "assets/demo-model";
@@ -128,7 +128,7 @@ TEST_F(TextReaderTest, SkipsAndNamesBadLinesIfAsked) {
   const fs::path file = fs::path(testing::TempDir()) / "train_data_bad.jsonl";
   std::ofstream(file) << "{\"ids\": [1, 2]}\n{\n{\"messages\": [{\"role\": \"robot\", \"content\": \"a\"}]}\n"
                       << "{\"text\": \"\xff\"}\n{\"ids\": [1]}\n{\"ids\": [1, 2, 3]}\n";
-  TextReader reader(tokenizer_, chat_, 1024, {.skip_bad = true});
+  TextReader reader(tokenizer_, chat_, 2048, {.skip_bad = true});
   EXPECT_EQ(reader.read(file).size(), 2u);
   EXPECT_EQ(reader.without_loss(), 1);
   ASSERT_EQ(reader.skipped().size(), 3u);
@@ -139,10 +139,10 @@ TEST_F(TextReaderTest, SkipsAndNamesBadLinesIfAsked) {
 
 TEST_F(TextReaderTest, NamesTheLine) {
   try {
-    read("{\"ids\": [1, 2]}\n\n{\"ids\": [1, 1024]}\n", {});
+    read("{\"ids\": [1, 2]}\n\n{\"ids\": [1, 2048]}\n", {});
     FAIL();
   } catch (const InputError& error) {
-    EXPECT_NE(std::string(error.what()).find("line 3: id 1024"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("line 3: id 2048"), std::string::npos) << error.what();
   }
 }
 

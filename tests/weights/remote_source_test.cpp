@@ -17,7 +17,7 @@ namespace mx = mlx::core;
 using parallel::MeetingPoint;
 using parallel::run_ranks;
 
-fs::path model_folder() { return fs::path(TANDEM_SOURCE_DIR) / "tests/golden/tiny-llama-mlx-4bit"; }
+fs::path model_folder() { return fs::path(TANDEM_SOURCE_DIR) / "assets/demo-model"; }
 
 // Rank `taker`'s slices of all tensors of two axes: the first one's half or the second's, by turns.
 std::vector<Slice> halves(const Checkpoint& checkpoint, int taker) {

@@ -23,7 +23,7 @@ class SliceCacheTest : public testing::Test {
   SliceCacheTest() {
     fs::create_directories(model_);
     for (const char* name : {"config.json", "model.safetensors"})
-      fs::copy(fs::path(TANDEM_SOURCE_DIR) / "tests/golden/tiny-llama-mlx-4bit" / name, model_);
+      fs::copy(fs::path(TANDEM_SOURCE_DIR) / "assets/demo-model" / name, model_);
   }
   ~SliceCacheTest() override { fs::remove_all(root_); }
 
