@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import DEMO_MODEL, ROOT, release_only, run_tandem
 from random_checkpoint import write_random
-from training import (DORA, LORA, OF_EXPERTS, QUESTIONS, SGD, SPLITS, TEXTS, folder_of, perplexity, raw_tensors, train_some,
+from training import (DORA, LORA, OF_EXPERTS, QUESTIONS, SGD, SPLITS, TEXTS, curve_of, folder_of, perplexity, raw_tensors, train_some,
                       write_data, write_ids)
 
 
@@ -22,9 +22,8 @@ def test_lora_learns_and_runs_on_any_split(split, tmp_path):
     done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--iters", 60, "--learning-rate", 3e-4, "--num-layers",
                       -1, "--lora-scale", 10, "--json", "--device", "cpu", "--mask-prompt", *SPLITS[split])
     assert done.returncode == 0, done.stderr.decode()
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
-    assert valid[-1] < valid[0] / 2, lines
+    valid = curve_of(out, "valid_loss")
+    assert valid[-1] < valid[0] / 2, valid
 
     def answer(*more):
         done = run_tandem("run", DEMO_MODEL, "What is 12 + 5?", "--device", "cpu", "--temperature", 0, *more)
@@ -138,8 +137,7 @@ def test_adapters_are_alike_on_any_split(name, kind, tmp_path):
         done = run_tandem("train", model, "--data", data, "--out", out, "--iters", 6, "--batch-size", 2,
                           "--learning-rate", 1e-3, "--steps-per-report", 1, "--device", "cpu", *kind, *SPLITS[split])
         assert done.returncode == 0, done.stderr.decode()
-        lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-        losses[split] = [line["train_loss"] for line in lines if "train_loss" in line]
+        losses[split] = curve_of(out)
     for found in losses.values():
         assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(losses["1 rank"], found, strict=True)), losses
     assert losses["1 rank"][-1] < losses["1 rank"][0] - 0.1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S, run_tandem
-from training import DORA, LORA, QUESTIONS, train_some, write_data
+from training import DORA, LORA, QUESTIONS, curve_of, train_some, write_data
 
 
 def test_the_scale_of_a_float16_loss_outlives_a_stop(tmp_path):
@@ -69,8 +69,7 @@ def test_a_result_trained_on_is_a_run_of_its_own(tmp_path):
     for last in (2, 3):
         done = run_tandem(*then, *full, "--iters", last, "--resume")
         assert done.returncode == 0, done.stderr.decode()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "then/metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 3]  # none of the first run's
+    assert curve_of(tmp_path / "then", "step") == [2, 3]  # none of the first run's
     assert [file.name for file in (tmp_path / "then").glob("checkpoint*")] == ["checkpoint-000003.safetensors"]
 
 
@@ -90,7 +89,7 @@ def test_a_run_without_a_checkpoint_begins_again(tmp_path):
     assert train_some(data, out, "--iters", 2).returncode == 2
     assert train_some(data, out, "--iters", 2, "--resume").returncode == 0
     assert (out / "adapters.safetensors").read_bytes() == before
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+    assert curve_of(out, "step") == [2]
     (out / "checkpoint-000001.safetensors").write_bytes(b"")
     assert train_some(data, out, "--iters", 3, "--resume").returncode == 0
     assert [file.name for file in out.glob("checkpoint*")] == ["checkpoint-000003.safetensors"]

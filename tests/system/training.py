@@ -57,6 +57,12 @@ def write_ids(folder):
     return file
 
 
+def curve_of(out, name="train_loss"):
+    """The values of that name that a run reported, in order."""
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
 def train_some(data, out, *more, **kwargs):
     return run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--learning-rate", 1e-3, "--num-layers", 2,
                       "--save-every", 4, "--device", "cpu", *more, **kwargs)
@@ -65,5 +71,4 @@ def train_some(data, out, *more, **kwargs):
 def losses(data, out, *more):
     done = train_some(data, out, "--steps-per-report", 1, "--json", *more)
     assert done.returncode == 0, done.stderr.decode()
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [line["train_loss"] for line in lines if "train_loss" in line], json.loads(done.stdout)
+    return curve_of(out), json.loads(done.stdout)
