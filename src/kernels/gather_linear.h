@@ -41,8 +41,7 @@ Experts dequantised(const Experts& experts, mlx::core::Stream s);
 mlx::core::array gather_linear(const mlx::core::array& x, const Experts& experts, const mlx::core::array& ids,
                                mlx::core::StreamOrDevice s = {});
 
-// x [T, H * in], head h of every row by the matrix of expert h → [T, H * out]; devices as above. On a CPU
-// stream heads that are not packed are multiplied by MLX.
+// x [T, H * in], head h of every row by the matrix of expert h → [T, H * out]; devices as above.
 mlx::core::array linear_by_head(const mlx::core::array& x, const Experts& heads,
                                 mlx::core::StreamOrDevice s = {});
 
