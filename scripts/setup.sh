@@ -12,10 +12,10 @@ MLX_VERSION=0.32.4
 RUST_AT_LEAST=1.87
 APT_BUILD="build-essential cmake ninja-build pkg-config python3 python3-pip python3-venv unzip
   libboost1.81-dev nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libssl-dev libcurl4-openssl-dev
-  libedit-dev libgtest-dev"
+  libedit-dev libyaml-cpp-dev libgtest-dev"
 APT_NEON="cmake ninja-build python3 python3-pip python3-venv nlohmann-json3-dev libfmt-dev libspdlog-dev googletest
   g++-aarch64-linux-gnu qemu-user"
-BREW_BUILD="cmake ninja pkg-config python@3.12 boost nlohmann-json cli11 fmt spdlog openssl@3 googletest rust"
+BREW_BUILD="cmake ninja pkg-config python@3.12 boost nlohmann-json cli11 fmt spdlog yaml-cpp openssl@3 googletest rust"
 # mlx-lm reads what tandem quantize writes; with what it needs it takes 350 MB.
 PIP_TEST="clang-format==14.0.6 pytest==8.3.5 pytest-timeout==2.3.1 openai==1.109.1 mlx-lm==0.32.2"
 [ "$(uname)" = Darwin ] || PIP_TEST="$PIP_TEST mlx[cpu]==$MLX_VERSION"

@@ -14,7 +14,7 @@
 #include "cli/bench_train.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
-#include "cli/training_flags.h"
+#include "cli/training_split.h"
 #include "cli/verbs.h"
 
 namespace tandem::cli {

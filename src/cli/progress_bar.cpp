@@ -24,14 +24,14 @@ double fraction(const BytesDone& done) {
   return static_cast<double>(done.there_bytes) / static_cast<double>(done.total_bytes);
 }
 
+}  // namespace
+
 std::string bar(double done, std::size_t cells) {
   std::string text;
   for (std::size_t i = 0; i < cells; ++i)
     text += static_cast<double>(i) < done * static_cast<double>(cells) ? "█" : "░";
   return text;
 }
-
-}  // namespace
 
 void SpeedMeter::add(Time now, std::uint64_t bytes) {
   if (!samples_.empty() && now - samples_.back().time < sample_every) return;
@@ -69,30 +69,32 @@ std::string bar_line(const BytesDone& done, double bytes_per_s, std::size_t colu
   return (cells >= fewest_bar_cells ? bar(fraction(done), cells) + " " : "") + line.substr(0, columns - 1);
 }
 
+void StatusLine::draw(const std::string& line) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!stderr_is_terminal() || now - drawn_ < redraw_every) return;
+  drawn_ = now;
+  cli::note("\r\033[K{}", line);
+  std::fflush(stderr);
+  on_screen_ = true;
+}
+
+void StatusLine::clear() {
+  if (on_screen_) cli::note("\r\033[K");
+  on_screen_ = false;
+}
+
 void ProgressBar::show(const BytesDone& done) {
   const auto now = std::chrono::steady_clock::now();
   speed_.add(now, done.moved_bytes);
-  const bool terminal = stderr_is_terminal();
-  if (now - shown_ < (terminal ? redraw_every : line_every)) return;
+  if (stderr_is_terminal()) return line_.draw(bar_line(done, speed_.bytes_per_s(), stderr_size().columns));
+  if (now - shown_ < line_every) return;
   shown_ = now;
-  if (!terminal) {
-    cli::note("  {}\n", progress_line(done, speed_.bytes_per_s()));
-    return;
-  }
-  cli::note("\r\033[K{}", bar_line(done, speed_.bytes_per_s(), stderr_size().columns));
-  std::fflush(stderr);
-  on_screen_ = true;
+  cli::note("  {}\n", progress_line(done, speed_.bytes_per_s()));
 }
 
 void ProgressBar::note(const std::string& line) {
   clear();
   cli::note("  {}\n", line);
-}
-
-void ProgressBar::clear() {
-  if (!on_screen_) return;
-  cli::note("\r\033[K");
-  on_screen_ = false;
 }
 
 }  // namespace tandem::cli

@@ -42,17 +42,33 @@ std::string progress_line(const BytesDone& done, double bytes_per_s);
 // The same with a bar before it, as wide as there is room for, cut to `columns` of a terminal, less one.
 std::string bar_line(const BytesDone& done, double bytes_per_s, std::size_t columns);
 
+// `cells` characters, of which the first are full.
+std::string bar(double done, std::size_t cells);
+
+// The last line of a terminal, drawn over; elsewhere nothing.
+class StatusLine {
+ public:
+  ~StatusLine() { clear(); }
+  // At most ten times a second. One that fits into the terminal's columns, less one.
+  void draw(const std::string& line);
+  void clear();
+
+ private:
+  std::chrono::steady_clock::time_point drawn_ = std::chrono::steady_clock::now();
+  bool on_screen_ = false;
+};
+
 class ProgressBar {
  public:
   void show(const BytesDone& done);
   // A line that stays.
   void note(const std::string& line);
-  void clear();
+  void clear() { line_.clear(); }
 
  private:
   SpeedMeter speed_;
   std::chrono::steady_clock::time_point shown_ = std::chrono::steady_clock::now();
-  bool on_screen_ = false;
+  StatusLine line_;
 };
 
 }  // namespace tandem::cli

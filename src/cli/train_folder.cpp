@@ -45,6 +45,7 @@ json fingerprint(const TrainFlags& flags) {
   }
   if (flags.training.from_scratch) all["init"] = true;
   if (flags.skip_bad) all["skip-bad-data"] = true;
+  if (!flags.first_adapter.empty()) all["resume-adapter-file"] = flags.first_adapter;
   if (flags.training.balance_rate > 0) all["balance-rate"] = flags.training.balance_rate;
   if (flags.training.balance_loss > 0) all["balance-loss"] = flags.training.balance_loss;
   return all;

@@ -5,25 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "cli/session.h"
-#include "cluster/train_worker.h"
-#include "train/schedule.h"
+#include "cli/train_flags.h"
 
 namespace tandem::cli {
-
-struct TrainFlags {
-  std::string model, data, out = "adapters";
-  int iters = 1000, batch_size = 4, accumulation = 1, longest = 2048;
-  train::Schedule schedule{.peak = 1e-5};
-  int report_every = 10, evaluate_every = 200, evaluate_batches = 25, save_every = 100, restarts = 10;
-  bool mask_prompt = false, skip_bad = false, json = false, resume = false;
-  std::string parallel = "tp", save_dtype;
-  cluster::Training training;
-  ClusterFlags cluster;
-};
-
-// All weights; else an adapter.
-inline bool trains_all(const TrainFlags& flags) { return flags.training.method == "full"; }
 
 // How safetensors spells the dtype of the result: "BF16", "F16" or "F32".
 std::string result_dtype(const TrainFlags& flags, const std::filesystem::path& model);

@@ -2,9 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "cli/interrupt.h"
 #include "cli/progress_bar.h"
 #include "cli/terminal.h"
+#include "cluster/train_worker.h"
 
 namespace tandem::cli {
 
@@ -20,36 +23,48 @@ std::string describe_recomputed(int every) {
 
 }  // namespace
 
-bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
-                     const std::vector<train::Sequence>& valid) {
-  conductor_ = &conductor;
+int TrainRun::begin(train::Batches& batches) {
   const int done = last_checkpoint(flags_);
   if (done > 0) {
-    conductor.carry_out({{"restore", {{"file", checkpoint_file(flags_, done).string()}}}});
+    conductor_->carry_out({{"restore", {{"file", checkpoint_file(flags_, done).string()}}}});
     batches.skip(done * flags_.accumulation);
     note("going on after step {}\n", done);
+  } else if (!flags_.first_adapter.empty()) {
+    conductor_->carry_out({{"load", {{"file", fs::absolute(flags_.first_adapter).string()}}}});
   }
+  return done;
+}
+
+bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
+                     const std::vector<train::Sequence>& valid, const std::vector<train::Sequence>& test) {
+  conductor_ = &conductor;
   nll_ = seconds_ = link_s_ = 0;
   tokens_ = 0;
-  first_ = done + 1;
+  first_ = begin(batches) + 1;
   start_ = Clock::now();
+  const struct Clearer {
+    StatusLine& line;
+    ~Clearer() { line.clear(); }
+  } clearer{line_};
   for (int i = first_; i <= flags_.iters; ++i) {
     const bool last = i == flags_.iters;
     if (i == 1) evaluate(0, valid);
     step(i, batches);
+    show(i);
     if (i % flags_.report_every == 0 || last) report(i);
     if (i % flags_.evaluate_every == 0 || last) evaluate(i, valid);
     const bool stopped = InterruptGuard::interrupted();
     if (stopped || i % flags_.save_every == 0 || last) save(i);
     if (stopped) return last;
   }
+  if (!test.empty()) this->test(test);
   return true;
 }
 
 json TrainRun::summary() const {
-  return {{"out", flags_.out},         {"iterations", flags_.iters}, {"tokens", all_tokens_},
-          {"train_loss", last_loss_},  {"valid_loss", last_valid_},  {"tokens_per_s", last_speed_},
-          {"peak_bytes", peak_bytes_}, {"skipped_steps", skipped_}};
+  return {{"out", flags_.out},           {"iterations", flags_.iters}, {"tokens", all_tokens_},
+          {"train_loss", last_loss_},    {"valid_loss", last_valid_},  {"test_loss", test_loss_},
+          {"tokens_per_s", last_speed_}, {"peak_bytes", peak_bytes_},  {"skipped_steps", skipped_}};
 }
 
 void TrainRun::step(int number, train::Batches& batches) {
@@ -60,10 +75,10 @@ void TrainRun::step(int number, train::Batches& batches) {
       conductor_->carry_out({{"step", {{"batches", std::move(micro)}, {"learning_rate", rate_}}}});
   peak_bytes_ = done["peak_bytes"];
   if (number == first_ && flags_.training.recomputed_every == cluster::Training::by_memory)
-    note("--grad-checkpoint=auto: {}\n", describe_recomputed(done["recomputed_every"]));
+    say("--grad-checkpoint=auto: {}\n", describe_recomputed(done["recomputed_every"]));
   if (done["skipped"]) {
     ++skipped_;
-    note("step {}: the gradient is not finite; the step is left out on every rank\n", number);
+    say("step {}: the gradient is not finite; the step is left out on every rank\n", number);
     return;
   }
   nll_ += done["sum_nll"].get<double>();
@@ -73,20 +88,32 @@ void TrainRun::step(int number, train::Batches& batches) {
   link_s_ += done["link_s"].get<double>();
 }
 
+std::string TrainRun::time_left(int number) const {
+  const std::chrono::duration<double> past = Clock::now() - start_;
+  return format_time_left(past.count() / (number - first_ + 1) * (flags_.iters - number), 1) + " left";
+}
+
+void TrainRun::show(int number) {
+  constexpr std::size_t cells = 10;
+  const std::size_t columns = stderr_size().columns;
+  if (tokens_ == 0 || columns < 2 * cells) return;
+  const auto tokens = static_cast<double>(tokens_);
+  const auto text = fmt::format("step {} of {}  loss {:.3f}  {:.0f} tok/s  link {:.0f} %  {}  {}", number,
+                                flags_.iters, nll_ / tokens, tokens / seconds_, 100 * link_s_ / seconds_,
+                                format_bytes(peak_bytes_), time_left(number));
+  line_.draw(bar(static_cast<double>(number) / flags_.iters, cells) + "  " +
+             text.substr(0, columns - cells - 3));
+}
+
 void TrainRun::report(int number) {
   if (tokens_ == 0) return;
   last_loss_ = nll_ / static_cast<double>(tokens_);
   last_speed_ = static_cast<double>(tokens_) / seconds_;
+  say("step {:>{}} of {}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tokens/s  link {:.0f} %  memory {}  "
+      "{}\n",
+      number, std::to_string(flags_.iters).size(), flags_.iters, last_loss_, rate_, norm_, last_speed_,
+      100 * link_s_ / seconds_, format_bytes(peak_bytes_), time_left(number));
   all_tokens_ += tokens_;
-  const std::chrono::duration<double> past = Clock::now() - start_;
-  const double left = past.count() / (number - first_ + 1) * (flags_.iters - number);
-  fmt::print(
-      stderr, "{}\n",
-      fmt::format("step {:>{}} of {}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tokens/s  link {:.0f} %  "
-                  "memory {}  {} left",
-                  number, std::to_string(flags_.iters).size(), flags_.iters, last_loss_, rate_, norm_,
-                  last_speed_, 100 * link_s_ / seconds_, format_bytes(peak_bytes_),
-                  format_time_left(left, 1)));
   log_.note({{"step", number},
              {"train_loss", last_loss_},
              {"learning_rate", rate_},
@@ -98,35 +125,43 @@ void TrainRun::report(int number) {
   tokens_ = 0;
 }
 
-void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
+double TrainRun::loss_of(const std::vector<train::Sequence>& texts, int batches) {
   const auto each = static_cast<std::size_t>(flags_.batch_size);
   const std::size_t count =
-      flags_.evaluate_batches < 0
-          ? valid.size()
-          : std::min(valid.size(), each * static_cast<std::size_t>(flags_.evaluate_batches));
+      batches < 0 ? texts.size() : std::min(texts.size(), each * static_cast<std::size_t>(batches));
   double nll = 0;
   std::int64_t tokens = 0;
   for (std::size_t first = 0; first < count; first += each) {
-    const auto at = [&](std::size_t i) { return valid.begin() + static_cast<std::ptrdiff_t>(i); };
+    line_.draw(fmt::format("evaluating: {} of {}", first, counted(count, "text")));
+    const auto at = [&](std::size_t i) { return texts.begin() + static_cast<std::ptrdiff_t>(i); };
     const json done = conductor_->carry_out(
         {{"evaluate",
           {{"sequences", cluster::sequences_to_json({at(first), at(std::min(count, first + each))})}}}});
-    if (done["sum_nll"].is_null()) {
-      note(
-          "step {}: the validation loss is not finite: the run has diverged; go on from an earlier result "
-          "with a smaller --learning-rate\n",
-          number);
-      last_valid_ = not_there;
-      return;
-    }
+    if (done["sum_nll"].is_null()) return not_there;
     nll += done["sum_nll"].get<double>();
     tokens += done["tokens"].get<std::int64_t>();
   }
-  if (tokens == 0) return;
-  last_valid_ = nll / static_cast<double>(tokens);
-  note("step {:>{}} of {}  validation loss {:.4f}\n", number, std::to_string(flags_.iters).size(),
-       flags_.iters, last_valid_);
+  return nll / static_cast<double>(tokens);
+}
+
+void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
+  if (valid.empty() || flags_.evaluate_batches == 0) return;
+  last_valid_ = loss_of(valid, flags_.evaluate_batches);
+  if (!std::isfinite(last_valid_)) {
+    say("step {}: the validation loss is not finite: the run has diverged; go on from an earlier result "
+        "with a smaller --learning-rate\n",
+        number);
+    return;
+  }
+  say("step {:>{}} of {}  validation loss {:.4f}\n", number, std::to_string(flags_.iters).size(),
+      flags_.iters, last_valid_);
   log_.note({{"step", number}, {"valid_loss", last_valid_}});
+}
+
+void TrainRun::test(const std::vector<train::Sequence>& texts) {
+  test_loss_ = loss_of(texts, flags_.test_batches);
+  say("test loss {:.4f}, perplexity {:.3f}\n", test_loss_, std::exp(test_loss_));
+  if (std::isfinite(test_loss_)) log_.note({{"step", flags_.iters}, {"test_loss", test_loss_}});
 }
 
 // The result so far, and the checkpoint to go on from, in place of the one before.

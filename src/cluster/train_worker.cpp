@@ -83,6 +83,10 @@ class TrainWork {
       train::save_state(trainer_, file_of(order["keep"]));
       return {{"file", order["keep"]["file"]}};
     }
+    if (order.contains("load")) {
+      train::load_parameters(trainer_, file_of(order["load"]));
+      return {{"file", order["load"]["file"]}};
+    }
     if (order.contains("restore")) {
       train::restore_state(trainer_, file_of(order["restore"]));
       return {{"file", order["restore"]["file"]}};
@@ -193,7 +197,8 @@ train::TrainerOptions options_of(const Training& training, mx::Dtype activations
     order = json::from_cbor(parallel::broadcast(world, json::to_cbor(order), 0));
     // Rank 0 writes or reads everything, one rank's after the other's, and the others may wait for it until
     // the next order.
-    const bool by_file = order.contains("save") || order.contains("keep") || order.contains("restore");
+    const bool by_file = order.contains("save") || order.contains("keep") || order.contains("load") ||
+                         order.contains("restore");
     parallel::set_timeout(world, by_file ? milliseconds(limits::kept_slices) : limits::train_collective);
     const json answer = work.carry_out(order);
     if (world.rank() == 0 && !order.empty()) channel.send({{"trained", answer}});

@@ -5,8 +5,10 @@
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
+#include <algorithm>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -123,36 +125,42 @@ void write_parts(const Trainer& trainer, std::vector<Part> parts, const std::opt
   if (writer) writer->finish();
 }
 
-// InputError where the file has not the tensor.
-void read_whole(const weights::SafetensorsFile& file, const weights::Slice& slice, mx::array& whole) {
+// As float32. InputError where the file has no such tensor of that shape.
+mx::array read_whole(const weights::SafetensorsFile& file, const weights::Slice& slice) {
   const auto found = file.tensors().find(slice.name);
-  const bool fits = found != file.tensors().end() && found->second.dtype == "F32" &&
-                    found->second.end - found->second.begin == whole.nbytes();
-  if (!fits) {
+  if (found == file.tensors().end() || !std::equal(slice.shape.begin(), slice.shape.end(),
+                                                   found->second.shape.begin(), found->second.shape.end())) {
     throw InputError(fmt::format("{} has no tensor \"{}\" as this training needs it: it is of another one",
                                  file.path().string(), slice.name));
   }
+  mx::array whole = empty_on_cpu(slice, to_mlx(found->second.dtype));
   file.read(found->second.begin, whole.nbytes(), whole.data<char>());
+  if (whole.dtype() == mx::float32) return whole;
+  whole = mx::astype(whole, mx::float32, mx::Device::cpu);
+  whole.eval();
+  return whole;
 }
 
-// This rank's parts of tensors in rank 0's file, one after the other.
-void read_parts(const Trainer& trainer, const std::optional<weights::SafetensorsFile>& file,
-                const std::vector<weights::Slice>& slices, const std::function<void(mx::array)>& take) {
+// This rank's parts of tensors in rank 0's file, one after the other. Returns, on rank 0, the slices of every
+// stage.
+std::vector<std::vector<weights::Slice>> read_parts(const Trainer& trainer,
+                                                    const std::optional<weights::SafetensorsFile>& file,
+                                                    const std::vector<weights::Slice>& slices,
+                                                    const std::function<void(mx::array)>& take) {
   const Ranks& ranks = trainer.ranks();
-  const auto stages = announced(ranks, slices);
+  auto stages = announced(ranks, slices);
   for (const auto& slice : slices) {
-    mx::array whole = empty_on_cpu(slice, mx::float32);
-    if (file) read_whole(*file, slice, whole);
+    mx::array whole = file ? read_whole(*file, slice) : empty_on_cpu(slice, mx::float32);
     if (ranks.place.stage > 0 && leads(ranks)) receive(ranks, 0, whole);
     take(models::part_of(trainer.from_first(whole), slice));
   }
   for (std::size_t stage = 1; file && stage < stages.size(); ++stage) {
     for (const auto& slice : stages[stage]) {
-      mx::array whole = empty_on_cpu(slice, mx::float32);
-      read_whole(*file, slice, whole);
+      mx::array whole = read_whole(*file, slice);
       send(ranks, ranks.place.leaders[stage], whole);
     }
   }
+  return stages;
 }
 
 // Of what is in two stages, the first one's is saved.
@@ -168,6 +176,28 @@ void save_parameters(Trainer& trainer, const std::optional<fs::path>& file, cons
     if (saved_here(trainer, one)) parts.push_back({one.slice, one.value});
   for (const auto& one : trainer.fixed()) parts.push_back({one.slice, one.value});
   write_parts(trainer, std::move(parts), file, dtype);
+}
+
+void load_parameters(Trainer& trainer, const std::optional<fs::path>& path) {
+  std::optional<weights::SafetensorsFile> file;
+  if (path) file.emplace(*path);
+  auto& parameters = trainer.parameters();
+  std::vector<weights::Slice> slices;
+  for (const auto& one : parameters) slices.push_back(one.slice);
+  std::size_t next = 0;
+  const auto stages =
+      read_parts(trainer, file, slices, [&](mx::array part) { parameters[next++].value = std::move(part); });
+  if (!file) return;
+  std::set<std::string, std::less<>> taken;
+  for (const auto& of_stage : stages)
+    for (const auto& slice : of_stage) taken.insert(slice.name);
+  for (const auto& [name, tensor] : file->tensors()) {
+    if (!taken.contains(name))
+      throw InputError(
+          fmt::format("{} adapts \"{}\" too, which this training leaves as it is: give it the "
+                      "--num-layers and --lora-keys of that adapter",
+                      path->string(), name));
+  }
 }
 
 void save_state(Trainer& trainer, const std::optional<fs::path>& file) {

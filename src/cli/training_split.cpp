@@ -1,4 +1,4 @@
-#include "cli/training_flags.h"
+#include "cli/training_split.h"
 
 #include <fmt/format.h>
 

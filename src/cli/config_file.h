@@ -1,0 +1,14 @@
+// A verb's options from a YAML file.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace tandem::cli {
+
+// Adds `--config FILE` to the verb, before any other option. The file is a YAML mapping of options by their
+// long names, with "_" or "-", and of the verb's MODEL; also as mlx_lm.lora has them: fine_tune_type,
+// lora_parameters, lr_schedule, optimizer_config. What the command line gives as well is taken from there.
+// InputError names the file, the line and the key.
+void add_config_flag(CLI::App& verb);
+
+}  // namespace tandem::cli
