@@ -464,8 +464,8 @@ void unpack(const PanelShape& shape, const std::byte* panel, std::int64_t first,
 
 template <class Isa>
 constexpr PanelLoops panel_loops(const char* name) {
-  return {name,         Isa::bf16_pairs, Isa::dense_rows, Isa::dense_rows, Isa::integer_rows,
-          prepare<Isa>, multiply<Isa>,   unpack<Isa>,     vector_loops};
+  return {name,         Isa::bf16_pairs ? 1 : 0, Isa::dense_rows, Isa::dense_rows, Isa::integer_rows,
+          prepare<Isa>, multiply<Isa>,           unpack<Isa>,     vector_loops};
 }
 
 }  // namespace

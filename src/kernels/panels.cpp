@@ -50,7 +50,7 @@ std::vector<const PanelLoops*> loops_of_this_processor() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  if (avx512 && may_use_tiles()) found.push_back(&panels_amx);
+  if (avx512 && may_use_tiles()) found.insert(found.end(), {&panels_amx, &panels_amx_float32});
   if (avx512) found.push_back(&panels_avx512);
   const bool intel = __builtin_cpu_is("intel");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {

@@ -68,9 +68,11 @@ constexpr std::int64_t panel_bytes(const PanelShape& shape) {
 //   f32   [in][m] float
 //   bf16  [in / 2][m][2] bfloat16, rounded to nearest even; for AMX [in / 32][m][32], and behind
 //         those [m] of what is left, odd `in` padded
+//   bf16_x3  three bfloat16 whose sum a float is, by truncation: for AMX [in / 32][3][m][32], and behind
+//         those [3][m] of what is left
 //   int8  [in / 4][m][4] int8, then by group: scales [groups][m] float, scale * sum of x8 [groups][m] float,
 //         sum of x8 [groups][m] int32
-enum class Activation : std::uint8_t { f32, bf16, int8 };
+enum class Activation : std::uint8_t { f32, bf16, bf16_x3, int8 };
 
 constexpr std::int64_t even(std::int64_t n) { return n + (n & 1); }
 // Bytes of one prepared row.
@@ -80,6 +82,8 @@ constexpr std::int64_t prepared_bytes(Activation activation, std::int64_t in, in
       return even(in) * 4;
     case Activation::bf16:
       return even(in) * 2;
+    case Activation::bf16_x3:
+      return even(in) * 6;
     case Activation::int8:
       return in + in / group * 12;
   }
@@ -164,7 +168,7 @@ struct VectorLoops {
 // One instruction set's loops.
 struct PanelLoops {
   const char* name;
-  bool bf16_pairs;   // x of bf16 matrices is bfloat16, not float32
+  int bf16_terms;    // into which x of bf16 matrices is taken apart: 1 rounds it, 3 do not; 0: float32
   int dense_rows;    // rows of a tile
   int pair_rows;     // of bfloat16
   int integer_rows;  // rows of a tile of int8
@@ -178,15 +182,16 @@ struct PanelLoops {
 
 constexpr Activation activation_of(Format format, const PanelLoops& loops) {
   if (is_quantised(format)) return Activation::int8;
-  return format == Format::bf16 && loops.bf16_pairs ? Activation::bf16 : Activation::f32;
+  if (format != Format::bf16 || loops.bf16_terms == 0) return Activation::f32;
+  return loops.bf16_terms == 1 ? Activation::bf16 : Activation::bf16_x3;
 }
 constexpr int tile_rows(Activation activation, const PanelLoops& loops) {
-  if (activation == Activation::bf16) return loops.pair_rows;
+  if (activation == Activation::bf16 || activation == Activation::bf16_x3) return loops.pair_rows;
   return activation == Activation::int8 ? loops.integer_rows : loops.dense_rows;
 }
 
 // The fastest that this processor runs, or the one of this name: portable, avx2, avx512, avx512_bf16, amx,
-// neon, neon_i8mm. nullptr: not on this processor.
+// amx_float32, neon, neon_i8mm. nullptr: not on this processor.
 const PanelLoops* find_loops(const char* name = nullptr);
 
 extern const PanelLoops panels_portable;
@@ -195,6 +200,7 @@ extern const PanelLoops panels_avx2_of_intel;
 extern const PanelLoops panels_avx512;       // AVX-512 F, BW, VL, VNNI
 extern const PanelLoops panels_avx512_bf16;  // and BF16
 extern const PanelLoops panels_amx;          // AVX-512 as above, and AMX of BF16
+extern const PanelLoops panels_amx_float32;  // the same without rounding x
 extern const PanelLoops panels_neon;         // Armv8.2 with dot product
 extern const PanelLoops panels_neon_i8mm;    // and int8 matrix multiplication
 

@@ -9,7 +9,8 @@ namespace {
 constexpr std::int64_t tile_height = 16;  // rows of x, or pairs of inputs
 constexpr std::int64_t tile_bytes = 64;   // of a row: 32 inputs, or 16 outputs
 constexpr std::int64_t pair_bytes = 4 * panel_outputs;
-constexpr std::int64_t steps_at_once = 8;  // of 32 inputs: a panel's part stays in the first-level cache
+// Of 32 inputs: a panel's part and that of 32 rows of x stay in the first-level cache.
+constexpr std::int64_t steps_at_once(int terms) { return terms == 1 ? 8 : 4; }
 
 // What stands at `memory` is written by now: compilers do not know that the tile instructions read it.
 inline void written(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
@@ -47,14 +48,14 @@ void configure(const TileShape& shape) {
   _tile_loadconfig(&config);
 }
 
-// Of 32 rows of x the tiles of 16, one after the other along the inputs.
+// Of 32 rows of x the tiles of 16, one after the other along the inputs, and of each input's terms.
 struct TileRows {
   const std::byte *upper, *lower;
   std::int64_t row_bytes;
 };
 
 // sums [rows][32] (+)= x times `steps` of a panel's tiles.
-template <bool two>
+template <bool two, int terms>
 void add_tiles(TileRows x, const TileShape& shape, const std::byte* panel, std::int64_t steps, float* sums,
                bool starts, bool asks_ahead) {
   constexpr std::int64_t sum_bytes = 4 * panel_outputs;
@@ -78,18 +79,20 @@ void add_tiles(TileRows x, const TileShape& shape, const std::byte* panel, std::
   }
   for (std::int64_t step = 0; step < steps; ++step, panel += tile_height * pair_bytes) {
     if (asks_ahead) ahead<Avx512, 1>(panel, tile_height * pair_bytes);
-    _tile_loadd(4, x.upper, x.row_bytes);
     _tile_loadd(6, panel, pair_bytes);
     _tile_loadd(7, panel + tile_bytes, pair_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (two) {
-      _tile_loadd(5, x.lower, x.row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+    for (int term = 0; term < terms; ++term) {
+      _tile_loadd(4, x.upper, x.row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (two) {
+        _tile_loadd(5, x.lower, x.row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      x.upper += shape.upper() * x.row_bytes;
+      x.lower += shape.lower() * x.row_bytes;
     }
-    x.upper += shape.upper() * tile_bytes;
-    x.lower += shape.lower() * tile_bytes;
   }
   _tile_stored(0, sums, sum_bytes);
   _tile_stored(1, sums + 16, sum_bytes);
@@ -101,7 +104,8 @@ void add_tiles(TileRows x, const TileShape& shape, const std::byte* panel, std::
 
 // One row times two whole panels side by side, each a stream of its own, without tiles, which read weights
 // from memory a fifth slower (Sapphire Rapids: 14 against 17 GB/s): the sums that they give, of even and of
-// odd inputs by themselves within 32 inputs.
+// odd inputs by themselves within 32 inputs, of a term after the other.
+template <int terms>
 void multiply_row_as_tiles(const Multiply& args, std::int64_t index, std::int64_t apart) {
   constexpr int vectors = panel_outputs / Avx512::lanes;
   const auto* x = reinterpret_cast<const std::uint16_t*>(args.prepared);
@@ -110,7 +114,7 @@ void multiply_row_as_tiles(const Multiply& args, std::int64_t index, std::int64_
   __m512 sums[2][vectors];
   for (auto& panel : sums)
     for (auto& sum : panel) sum = Avx512::zero();
-  for (std::int64_t k = 0; k < args.shape.in; k += 2 * tile_height, x += 2 * tile_height) {
+  const auto add_term = [&](const std::uint16_t* x, bool asks_ahead) {
     __m512 even[2][vectors], odd[2][vectors];
     for (int p = 0; p < 2; ++p)
       for (int v = 0; v < vectors; ++v) even[p][v] = odd[p][v] = Avx512::zero();
@@ -119,17 +123,21 @@ void multiply_row_as_tiles(const Multiply& args, std::int64_t index, std::int64_
       const __m512 first = Avx512::broadcast(__builtin_bit_cast(float, both << 16)),
                    second = Avx512::broadcast(__builtin_bit_cast(float, both & 0xffff0000U));
       for (int p = 0; p < 2; ++p) {
-        if (pair % 4 == 0) ahead<Avx512, 1>(panels[p], 4 * pair_bytes);
+        const std::byte* at = panels[p] + pair * pair_bytes;
+        if (asks_ahead && pair % 4 == 0) ahead<Avx512, 1>(at, 4 * pair_bytes);
         for (int v = 0; v < vectors; ++v) {
-          const auto* w = reinterpret_cast<const std::uint16_t*>(panels[p]) + 2 * v * Avx512::lanes;
+          const auto* w = reinterpret_cast<const std::uint16_t*>(at) + 2 * v * Avx512::lanes;
           even[p][v] = Avx512::fma(first, Avx512::even_bf16(w), even[p][v]);
           odd[p][v] = Avx512::fma(second, Avx512::odd_bf16(w), odd[p][v]);
         }
-        panels[p] += pair_bytes;
       }
     }
     for (int p = 0; p < 2; ++p)
       for (int v = 0; v < vectors; ++v) sums[p][v] += even[p][v] + odd[p][v];
+  };
+  for (std::int64_t k = 0; k < args.shape.in; k += 2 * tile_height) {
+    for (int term = 0; term < terms; ++term, x += 2 * tile_height) add_term(x, term == 0);
+    for (auto& panel : panels) panel += tile_height * pair_bytes;
   }
   for (int p = 0; p < 2; ++p)
     for (int v = 0; v < vectors; ++v)
@@ -138,6 +146,7 @@ void multiply_row_as_tiles(const Multiply& args, std::int64_t index, std::int64_
 
 // One panel for some rows, whose sums stand side by side until they are whole: in y, rows of a power of two
 // would push each other out of the first-level cache.
+template <int terms>
 class TileProduct {
  public:
   static constexpr std::int64_t most_rows = 256;
@@ -155,8 +164,9 @@ class TileProduct {
       for (std::int64_t o = 0; o < outputs; ++o) sums_[r][o] = y[r * args_.stride + o];
     }
     const std::byte* panel = args_.panels + index * args_.panel_stride;
-    for (std::int64_t step = 0; step < whole; step += steps_at_once)
-      add_inputs(panel, first_row, rows, step, tile_height, smaller(steps_at_once, whole - step));
+    constexpr std::int64_t at_once = steps_at_once(terms);
+    for (std::int64_t step = 0; step < whole; step += at_once)
+      add_inputs(panel, first_row, rows, step, tile_height, smaller(at_once, whole - step));
     if (rest > 0) add_inputs(panel, first_row, rows, whole, rest, 1);
     for (std::int64_t r = 0; r < rows; ++r) {
       for (std::int64_t o = 0; o < outputs; ++o) y[r * args_.stride + o] = sums_[r][o];
@@ -166,7 +176,7 @@ class TileProduct {
  private:
   void add_inputs(const std::byte* panel, std::int64_t first_row, std::int64_t rows, std::int64_t step,
                   std::int64_t pairs, std::int64_t steps) {
-    const std::int64_t x_bytes = prepared_bytes(Activation::bf16, args_.shape.in, 0);
+    const std::int64_t x_bytes = terms * prepared_bytes(Activation::bf16, args_.shape.in, 0);
     const bool starts = step == 0 && !args_.adds;
     panel += step * tile_height * pair_bytes;
     for (std::int64_t row = 0; row < rows; row += 2 * tile_height) {
@@ -174,12 +184,13 @@ class TileProduct {
       const bool asks_ahead = first_row + row == 0;  // for later rows the panel is in the caches
       if (shape != shape_) configure(shape_ = shape);
       const std::byte* upper = args_.prepared + (first_row + row) * x_bytes;
-      const TileRows x{upper + step * tile_bytes * shape.upper(),
-                       upper + tile_height * x_bytes + step * tile_bytes * shape.lower(), 4 * pairs};
+      const std::int64_t before = step * terms * tile_bytes;  // of a row
+      const TileRows x{upper + before * shape.upper(), upper + tile_height * x_bytes + before * shape.lower(),
+                       4 * pairs};
       if (shape.lower() > 0) {
-        add_tiles<true>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
+        add_tiles<true, terms>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
       } else {
-        add_tiles<false>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
+        add_tiles<false, terms>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
       }
     }
   }
@@ -189,53 +200,89 @@ class TileProduct {
   alignas(64) float sums_[most_rows][panel_outputs];
 };
 
+template <int terms>
 void multiply_by_tiles(const Multiply& args, std::int64_t first_panel, std::int64_t end_panel) {
   if (args.shape.format != Format::bf16) return multiply<Avx512>(args, first_panel, end_panel);
   if (args.rows == 1 && !args.adds && args.shape.in % (2 * tile_height) == 0) {
     const std::int64_t half = (smaller(end_panel, args.shape.out / panel_outputs) - first_panel) / 2;
-    for (std::int64_t p = first_panel; p < first_panel + half; ++p) multiply_row_as_tiles(args, p, half);
+    for (std::int64_t p = first_panel; p < first_panel + half; ++p)
+      multiply_row_as_tiles<terms>(args, p, half);
     if (half > 0) first_panel += 2 * half;
   }
-  TileProduct product(args);
-  for (std::int64_t row = 0; row < args.rows; row += TileProduct::most_rows) {
-    const std::int64_t rows = smaller(TileProduct::most_rows, args.rows - row);
+  TileProduct<terms> product(args);
+  for (std::int64_t row = 0; row < args.rows; row += product.most_rows) {
+    const std::int64_t rows = smaller(product.most_rows, args.rows - row);
     for (std::int64_t p = first_panel; p < end_panel; ++p) product.add(p, row, rows);
   }
   _tile_release();
 }
 
-// bfloat16 in tiles of 16 rows by 32 inputs.
-void prepare_for_tiles(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile) {
-  if (args.activation != Activation::bf16) return prepare<Avx512>(args, first_tile, end_tile);
-  constexpr std::int64_t inputs = 2 * tile_height;
-  const std::int64_t width = even(args.in), end = smaller(args.rows, end_tile * tile_height);
-  for (std::int64_t first = first_tile * tile_height; first < end; first += tile_height) {
-    const std::int64_t m = smaller(tile_height, args.rows - first);
-    auto* tile = reinterpret_cast<std::uint16_t*>(args.prepared) + first * width;
-    for (std::int64_t row = 0; row < m; ++row) {
-      const float* x = args.x + (first + row) * args.stride;
-      std::int64_t k = 0;
-      for (; k + inputs <= args.in; k += inputs) {
-        std::uint16_t* to = tile + k * m + row * inputs;
-        for (std::int64_t i = 0; i < inputs; ++i) to[i] = to_bf16(x[k + i]);
-      }
-      std::uint16_t* to = tile + k * m + row * (width - k);
-      for (std::int64_t i = k; i < width; ++i) to[i - k] = i < args.in ? to_bf16(x[i]) : 0;
+// The upper half of a float's bits, and what it leaves: of 24 digits each takes 8. Of infinity and NaN
+// nothing is left.
+struct Truncated {
+  std::uint16_t bits;
+  float rest;
+};
+inline Truncated truncated(float value) {
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
+  const auto upper = __builtin_bit_cast(float, bits & 0xffff0000U);
+  const bool finite = (bits & 0x7f800000U) != 0x7f800000U;
+  const bool quiet = value == value;
+  return {static_cast<std::uint16_t>(quiet ? bits >> 16 : bits >> 16 | 0x40U), finite ? value - upper : 0.0F};
+}
+
+// An input's terms, so far apart.
+template <int terms>
+void prepare_terms(float value, std::uint16_t* to, std::int64_t apart) {
+  if constexpr (terms == 1) {
+    *to = to_bf16(value);
+  } else {
+    for (int term = 0; term < terms; ++term, to += apart) {
+      const auto [bits, rest] = truncated(value);
+      *to = bits;
+      value = rest;
     }
   }
 }
 
-constexpr PanelLoops by_tiles() {
-  PanelLoops loops = panel_loops<Avx512>("amx");
-  loops.bf16_pairs = true;
+// Terms of bfloat16 in tiles of 16 rows by 32 inputs.
+template <int terms>
+void prepare_for_tiles(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile) {
+  if (args.activation != (terms == 1 ? Activation::bf16 : Activation::bf16_x3))
+    return prepare<Avx512>(args, first_tile, end_tile);
+  constexpr std::int64_t inputs = 2 * tile_height;
+  const std::int64_t width = even(args.in), end = smaller(args.rows, end_tile * tile_height);
+  for (std::int64_t first = first_tile * tile_height; first < end; first += tile_height) {
+    const std::int64_t m = smaller(tile_height, args.rows - first);
+    auto* tile = reinterpret_cast<std::uint16_t*>(args.prepared) + first * width * terms;
+    for (std::int64_t row = 0; row < m; ++row) {
+      const float* x = args.x + (first + row) * args.stride;
+      std::int64_t k = 0;
+      for (; k + inputs <= args.in; k += inputs) {
+        std::uint16_t* to = tile + k * terms * m + row * inputs;
+        for (std::int64_t i = 0; i < inputs; ++i) prepare_terms<terms>(x[k + i], to + i, m * inputs);
+      }
+      const std::int64_t rest = width - k;
+      std::uint16_t* to = tile + k * terms * m + row * rest;
+      for (std::int64_t i = 0; i < rest; ++i)
+        prepare_terms<terms>(k + i < args.in ? x[k + i] : 0, to + i, m * rest);
+    }
+  }
+}
+
+template <int terms>
+constexpr PanelLoops by_tiles(const char* name) {
+  PanelLoops loops = panel_loops<Avx512>(name);
+  loops.bf16_terms = terms;
   loops.pair_rows = tile_height;
-  loops.prepare = prepare_for_tiles;
-  loops.multiply = multiply_by_tiles;
+  loops.prepare = prepare_for_tiles<terms>;
+  loops.multiply = multiply_by_tiles<terms>;
   return loops;
 }
 
 }  // namespace
 
-extern const PanelLoops panels_amx = by_tiles();
+extern const PanelLoops panels_amx = by_tiles<1>("amx");
+extern const PanelLoops panels_amx_float32 = by_tiles<3>("amx_float32");
 
 }  // namespace tandem::kernels

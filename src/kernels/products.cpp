@@ -27,7 +27,7 @@ std::atomic<std::uint64_t>& bytes_read() {
 
 // Of a thread, by kind of row.
 std::byte* scratch_of(Activation activation, std::size_t bytes) {
-  thread_local std::vector<std::byte> scratch[3];
+  thread_local std::vector<std::byte> scratch[4];
   auto& memory = scratch[static_cast<int>(activation)];
   if (memory.size() < bytes) memory.resize(bytes);
   return memory.data();
@@ -71,7 +71,9 @@ void use_loops(const char* name) {
 
 const PanelLoops& current_loops() {
   const PanelLoops* loops = chosen_loops();
-  return float32_rows() && loops->bf16_pairs ? *find_loops("avx512") : *loops;
+  if (!float32_rows() || loops->bf16_terms != 1) return *loops;
+  const PanelLoops* exact = loops == find_loops("amx") ? find_loops("amx_float32") : find_loops("avx512");
+  return *exact;
 }
 
 Operand packed_operand(const PackedMatrix& matrix) {
@@ -86,7 +88,7 @@ Operand dense_operand(Format format, std::int64_t out, std::int64_t in, const vo
 
 Operand turned(const Operand& operand) {
   const PanelShape& shape = operand.shape;
-  const bool pairs = shape.format == Format::bf16 && current_loops().bf16_pairs;
+  const bool pairs = shape.format == Format::bf16 && current_loops().bf16_terms > 0;
   Operand other = operand;
   other.shape = {shape.in, shape.out, pairs ? Format::bf16 : Format::f32, ScaleType::f32, 0};
   other.unpacks = false;

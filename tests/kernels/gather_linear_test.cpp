@@ -70,7 +70,8 @@ TEST_F(GatherLinearTest, EachRowIsAsLinearGivesItAlone) {
       EXPECT_EQ(packed.count(), experts_count);
       EXPECT_EQ(packed.in(), in);
       EXPECT_EQ(kind.in(), in);
-      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
+      for (const char* name :
+           {"portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_float32", "neon", "neon_i8mm"}) {
         if (!find_loops(name)) continue;
         use_loops(name);
         for (const int tokens : {1, 2, 29}) {
@@ -98,6 +99,13 @@ TEST_F(GatherLinearTest, EachRowIsAsLinearGivesItAlone) {
       }
     }
   }
+}
+
+TEST_F(GatherLinearTest, RefusesQuantisedArraysThatAreNotPacked) {
+  const Experts experts = quantised_experts(4);
+  EXPECT_THROW(run(mx::zeros({2, in}), experts, choices(2, 1)), std::invalid_argument);
+  const mx::array x = mx::zeros({2, experts_count * in});
+  EXPECT_THROW(linear_by_head(x, experts, mx::Device::cpu), std::invalid_argument);
 }
 
 TEST_F(GatherLinearTest, DenseArraysArePackedOnTheWay) {

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/threads.h"
 
@@ -98,12 +99,34 @@ TEST_F(LinearTest, EqualsTheSumForAnyShapeAndType) {
 TEST_F(LinearTest, BfloatPairsMultiplyRoundedRows) {
   const mx::array x = mx::random::normal({14, 301}, mx::float32);
   const mx::array w = mx::astype(mx::random::normal({70, 301}, mx::float32), mx::bfloat16);
-  for (const char* name : {"portable", "avx512_bf16", "amx"}) {
+  for (const char* name : {"portable", "avx512_bf16", "amx", "amx_float32"}) {
     if (!find_loops(name)) continue;
     use_loops(name);
-    const bool rounds = find_loops(name)->bf16_pairs;
+    const bool rounds = find_loops(name)->bf16_terms == 1;
     expect_product(floats(run(x, pack(dense(w)))),
                    rounds ? mx::astype(mx::astype(x, mx::bfloat16), mx::float32) : x, w);
+  }
+}
+
+// What bfloat16 cannot hold in one term, and what has no terms.
+TEST_F(LinearTest, FloatsMeetBfloatPairsUnrounded) {
+  constexpr float huge = 3.4e38F, inf = std::numeric_limits<float>::infinity();
+  const std::vector<float> row{1 + 0x1p-23F, huge, -huge, 1e-30F, 0.1F, -0.0F, 1 / 3.0F, 16777215.0F};
+  const int size = static_cast<int>(row.size());
+  const mx::array w = mx::eye(size, mx::bfloat16);
+  for (const char* name : {"portable", "avx512", "amx_float32"}) {
+    if (!find_loops(name)) continue;
+    use_loops(name);
+    for (const int rows : {1, 3, 33}) {
+      const mx::array x = mx::broadcast_to(mx::array(row.data(), {1, size}), {rows, size});
+      const auto y = floats(run(x, pack(dense(w))));
+      for (int i = 0; i < rows * size; ++i) ASSERT_EQ(y[i], row[i % size]) << name << " " << i;
+      const auto wild = floats(
+          run(mx::array({inf, 1.0F, -inf, 2.0F}, {2, 2}), pack(dense(mx::ones({1, 2}, mx::bfloat16)))));
+      EXPECT_EQ(wild, (std::vector{inf, -inf})) << name;
+      EXPECT_TRUE(std::isnan(
+          floats(run(mx::array({std::nanf("")}, {1, 1}), pack(dense(mx::ones({1, 1}, mx::bfloat16)))))[0]));
+    }
   }
 }
 
@@ -151,9 +174,10 @@ TEST_F(LinearTest, EveryInstructionSetGivesTheSameBits) {
   for (const auto& matrix : every_kind(77)) {
     use_loops("portable");
     const auto expected = floats(run(x, matrix));
-    for (const char* name : {"avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
+    for (const char* name : {"avx2", "avx512", "avx512_bf16", "amx", "amx_float32", "neon", "neon_i8mm"}) {
       const auto* loops = find_loops(name);
-      if (!loops || activation_of(matrix.packed->shape().format, *loops) == Activation::bf16) continue;
+      const bool pairs = matrix.packed->shape().format == Format::bf16 && loops && loops->bf16_terms > 0;
+      if (!loops || pairs) continue;
       use_loops(name);
       EXPECT_EQ(floats(run(x, matrix)), expected) << name;
     }
@@ -162,7 +186,8 @@ TEST_F(LinearTest, EveryInstructionSetGivesTheSameBits) {
 
 TEST_F(LinearTest, ARowDependsNeitherOnItsNeighboursNorOnThreads) {
   const mx::array x = mx::random::normal({45, 256}, mx::float32);
-  for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
+  for (const char* name :
+       {"portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_float32", "neon", "neon_i8mm"}) {
     if (!find_loops(name)) continue;
     use_loops(name);
     for (const auto& matrix : every_kind(300)) {
@@ -266,19 +291,21 @@ TEST_F(LinearTest, GradientsOfEveryFormatAreTheSameOnEveryInstructionSet) {
     }
     for (const auto& [matrix, whole] : matrices) {
       std::vector<float> first;
-      for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_i8mm"}) {
+      for (const char* name :
+           {"portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_float32", "neon", "neon_i8mm"}) {
         if (!find_loops(name)) continue;
         use_loops(name);
         const auto product = [&, m = matrix](const std::vector<mx::array>& at) {
           return std::vector{run(at[0], m)};
         };
         const auto gradient = floats(mx::vjp(product, {x}, {c}).second[0]);
-        const bool rounds = whole.dtype() == mx::bfloat16 && find_loops(name)->bf16_pairs;
+        const int terms = whole.dtype() == mx::bfloat16 ? find_loops(name)->bf16_terms : 0;
+        const bool rounds = terms == 1;
         const mx::array seen = rounds ? mx::astype(mx::astype(c, mx::bfloat16), mx::float32) : c;
         const mx::array expected = mx::matmul(seen, mx::astype(whole, mx::float32));
         EXPECT_TRUE(mx::allclose(mx::array(gradient.data(), {9, in}), expected, 1e-4, 1e-4).item<bool>())
             << name;
-        if (rounds) continue;
+        if (terms > 0) continue;
         if (first.empty()) first = gradient;
         EXPECT_EQ(gradient, first) << name;
       }
