@@ -172,4 +172,29 @@ void add_config_flag(CLI::App& verb) {
       "A YAML file of options, as mlx_lm.lora has them too; those of the command line come first");
 }
 
+std::string config_text(const CLI::App& verb) {
+  YAML::Emitter given;
+  std::string others;
+  given << YAML::BeginMap;
+  for (const auto* option : verb.get_options()) {
+    const auto& names = option->get_lnames();
+    const std::string name = names.empty() ? "model" : names.front();
+    if (name == "help" || name == "config") continue;
+    if (option->empty()) {
+      if (!option->get_default_str().empty())
+        others += fmt::format("# {}: {}\n", name, option->get_default_str());
+      continue;
+    }
+    const auto& values = option->results();
+    given << YAML::Key << name << YAML::Value;
+    if (values.size() == 1) {
+      given << values.front();
+    } else {
+      given << YAML::Flow << values;
+    }
+  }
+  given << YAML::EndMap;
+  return fmt::format("{}\n\n# Not given:\n{}", given.c_str(), others);
+}
+
 }  // namespace tandem::cli

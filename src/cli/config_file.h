@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <string>
 
 namespace tandem::cli {
 
@@ -10,5 +11,8 @@ namespace tandem::cli {
 // lora_parameters, lr_schedule, optimizer_config. What the command line gives as well is taken from there.
 // InputError names the file, the line and the key.
 void add_config_flag(CLI::App& verb);
+
+// Such a file of what the verb was given; of what it takes where nothing was, as comments.
+std::string config_text(const CLI::App& verb);
 
 }  // namespace tandem::cli

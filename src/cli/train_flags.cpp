@@ -167,6 +167,7 @@ void settle(const CLI::App& verb, TrainFlags& flags) {
   }
   if (verb.count("--beta1") == 0) training.beta1 = train::usual_beta1(training.optimizer);
   settle_activations(verb, training.dtype, flags.cluster);
+  flags.as_config = config_text(verb);
 }
 
 }  // namespace tandem::cli

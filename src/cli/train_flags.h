@@ -21,6 +21,7 @@ struct TrainFlags {
   std::string first_adapter;  // a file, to begin with
   cluster::Training training;
   ClusterFlags cluster;
+  std::string as_config;  // all of them, as --config takes them
 };
 
 // All weights; else an adapter.

@@ -149,6 +149,7 @@ void write_beside(const TrainFlags& flags, const fs::path& model) {
       config[key] = dtype == "F32" ? "float32" : dtype == "F16" ? "float16" : "bfloat16";
     write_file(out / "config.json", config.dump(2) + '\n');
   }
+  write_file(out / "train.yaml", flags.as_config);
   write_file(out / "run.json", fingerprint(flags).dump(2) + '\n');
 }
 

@@ -58,6 +58,15 @@ def test_the_command_line_comes_before_the_file(tmp_path):
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["num_layers"] == 1
 
 
+def test_a_run_is_repeated_by_the_file_that_it_leaves(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    train(DEMO_MODEL, "--data", data, "--out", tmp_path / "first", *AS_FLAGS)
+    done = run_tandem("train", "--config", tmp_path / "first/train.yaml", "--out", tmp_path / "second")
+    assert done.returncode == 0, done.stderr.decode()
+    assert raw_tensors(tmp_path / "first") == raw_tensors(tmp_path / "second")
+    assert curve_of(tmp_path / "first") == curve_of(tmp_path / "second")
+
+
 @pytest.mark.parametrize("text, why", [
     ("iters: 5\nitres: 7\n", 'line 2: there is no option "itres"'),
     ("iters: five\n", "line 1"),
