@@ -1,7 +1,29 @@
 #include "cli/help.h"
 
+#include <algorithm>
+
+#include "cli/terminal.h"
+
 namespace tandem::cli {
 namespace {
+
+// Lines of at most `width` bytes, cut between words.
+std::string wrapped(const std::string& text, std::size_t width) {
+  std::string lines;
+  std::size_t line = 0;  // where it begins
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find(' ', at), text.size());
+    if (lines.size() > line && lines.size() - line + 1 + end - at > width) {
+      lines += '\n';
+      line = lines.size();
+    } else if (lines.size() > line) {
+      lines += ' ';
+    }
+    lines += text.substr(at, end - at);
+    at = end + 1;
+  }
+  return lines;
+}
 
 class HelpFormatter : public CLI::Formatter {
  public:
@@ -16,6 +38,15 @@ class HelpFormatter : public CLI::Formatter {
     if (option->get_expected_max() == CLI::detail::expected_max_vector_size) text += " ...";
     if (option->get_required()) text += " REQUIRED";
     return text;
+  }
+
+  // Beside the names, on a terminal in what columns they leave.
+  std::string make_option_desc(const CLI::Option* option) const override {
+    constexpr std::size_t narrowest = 30;
+    const std::string text = CLI::Formatter::make_option_desc(option);
+    if (!stdout_is_terminal()) return text;
+    const std::size_t columns = stdout_size().columns;
+    return wrapped(text, std::max(narrowest, columns - std::min(columns, get_column_width() + 1)));
   }
 };
 

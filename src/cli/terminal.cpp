@@ -25,17 +25,21 @@ std::size_t width(const std::string& text) {
       text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
 }
 
-}  // namespace
-
-bool stdin_is_terminal() { return ::isatty(STDIN_FILENO) != 0; }
-bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
-
-TerminalSize stderr_size() {
+TerminalSize size_of(int descriptor) {
   struct winsize size {};
-  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0) return {};
+  if (::ioctl(descriptor, TIOCGWINSZ, &size) != 0) return {};
   return {size.ws_col > 0 ? size.ws_col : TerminalSize{}.columns,
           size.ws_row > 0 ? size.ws_row : TerminalSize{}.rows};
 }
+
+}  // namespace
+
+bool stdin_is_terminal() { return ::isatty(STDIN_FILENO) != 0; }
+bool stdout_is_terminal() { return ::isatty(STDOUT_FILENO) != 0; }
+bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+TerminalSize stderr_size() { return size_of(STDERR_FILENO); }
+TerminalSize stdout_size() { return size_of(STDOUT_FILENO); }
 
 OutputError::OutputError(int error)
     : std::runtime_error(fmt::format("cannot write the result: {}", std::strerror(error))),

@@ -22,12 +22,14 @@ void note(fmt::format_string<T...> format, T&&... arguments) {
 }
 
 bool stdin_is_terminal();
+bool stdout_is_terminal();
 bool stderr_is_terminal();
 
 struct TerminalSize {
   std::size_t columns = 80, rows = 24;
 };
 TerminalSize stderr_size();
+TerminalSize stdout_size();
 
 // stdout cannot take a result. `broken_pipe`: whoever read it has gone, as after `| head`.
 class OutputError : public std::runtime_error {
