@@ -1,6 +1,7 @@
 #include "cli/config_file.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -17,52 +18,64 @@ namespace tandem::cli {
 namespace {
 
 struct Entry {
-  std::string name;  // of nested mappings "outer.inner"
+  std::string name;   // of nested mappings "outer.inner", with "-"
+  std::string given;  // the same as it stands in the file
   std::vector<std::string> values;
   int line;
 };
 
 // What mlx_lm.lora calls otherwise, or what is part of a mapping there.
 const std::map<std::string, std::string, std::less<>> options_by_key{
-    {"model", "MODEL"},
-    {"fine-tune-type", "method"},
-    {"lora-layers", "num-layers"},
-    {"lora-parameters.rank", "lora-rank"},
-    {"lora-parameters.scale", "lora-scale"},
-    {"lora-parameters.keys", "lora-keys"},
-    {"lr-schedule.name", "lr-schedule"},
-    {"lr-schedule.warmup", "warmup"},
-    {"optimizer-config.weight-decay", "weight-decay"},
+    {"fine-tune-type", "method"},          {"lora-layers", "num-layers"},
+    {"lora-parameters.rank", "lora-rank"}, {"lora-parameters.scale", "lora-scale"},
+    {"lora-parameters.keys", "lora-keys"}, {"lr-schedule.name", "lr-schedule"},
+    {"lr-schedule.warmup", "warmup"},      {"optimizer-config.weight-decay", "weight-decay"},
     {"optimizer-config.momentum", "beta1"}};
 const std::map<std::string, std::string, std::less<>> schedules_by_name{{"cosine_decay", "cosine"},
                                                                         {"linear_schedule", "linear"}};
 // Of mlx_lm.lora, where nothing here answers to it.
-const std::set<std::string, std::less<>> without_meaning{"train",     "config",       "clear-cache-threshold",
-                                                         "report-to", "project-name", "trust-remote-code"};
+const std::set<std::string, std::less<>> without_meaning{"config", "clear-cache-threshold", "report-to",
+                                                         "project-name", "trust-remote-code"};
+// The only value of mlx_lm.lora's that is also what is done here.
+const std::map<std::string, std::pair<double, const char*>, std::less<>> fixed_values{
+    {"lora-parameters.dropout", {0, "there is no dropout here"}},
+    {"optimizer-config.eps", {1e-8, "it is 1e-8 here"}}};
+const std::map<std::string, const char*, std::less<>> always_true{
+    {"train", "tandem train trains; tandem perplexity MODEL --adapter DIR evaluates"},
+    {"optimizer-config.bias-correction", "moments are always corrected for their start"}};
+
+std::optional<bool> truth_of(const std::string& value) {
+  bool truth = false;
+  if (!YAML::convert<bool>::decode(YAML::Node(value), truth)) return std::nullopt;
+  return truth;
+}
 
 class ConfigFile {
  public:
   explicit ConfigFile(std::string path) : path_(std::move(path)) {}
 
-  // As the options of the command line are called, those of another optimizer left out.
-  std::vector<Entry> read() {
+  // As the options of the command line are called; of the optimizers' own those of `optimizer`, or of the
+  // one that the file names.
+  std::vector<Entry> read(std::string optimizer) {
     try {
-      const YAML::Node root = YAML::LoadFile(path_);
-      if (!root.IsMap()) throw InputError(fmt::format("--config {}: it is no mapping of options", path_));
-      flatten(root, "");
+      const auto documents = YAML::LoadAllFromFile(path_);
+      if (documents.size() > 1) throw wrong("it has several documents: give one");
+      if (documents.empty() || !documents.front().IsMap()) throw wrong("it is no mapping of options");
+      flatten(documents.front(), {});
     } catch (const YAML::BadFile&) {
-      throw InputError(fmt::format("--config {}: it cannot be read", path_));
+      throw wrong("it cannot be read");
     } catch (const YAML::Exception& error) {
       throw wrong(error.mark.line + 1, error.msg);
+    } catch (const std::ios_base::failure& error) {
+      throw wrong("it cannot be read: is it a file?");
     }
-    const auto chosen = std::find_if(entries_.begin(), entries_.end(),
-                                     [](const Entry& entry) { return entry.name == "optimizer"; });
-    const std::string optimizer = chosen == entries_.end() ? "adamw" : chosen->values.front();
+    for (const auto& entry : entries_)
+      if (entry.name == "optimizer" && optimizer.empty()) optimizer = entry.values.front();
     std::vector<Entry> options;
     for (auto& entry : entries_) {
       const std::string_view group = "optimizer-config.";
       if (entry.name.starts_with(group)) {
-        const std::string own = std::string(group) + optimizer + ".";
+        const std::string own = fmt::format("{}{}.", group, optimizer.empty() ? "adamw" : optimizer);
         if (!entry.name.starts_with(own)) continue;
         entry.name = std::string(group) + entry.name.substr(own.size());
       }
@@ -74,50 +87,75 @@ class ConfigFile {
     return options;
   }
 
+  InputError wrong(const std::string& why) const {
+    return InputError(fmt::format("--config {}: {}", path_, why));
+  }
   InputError wrong(int line, const std::string& why) const {
     return InputError(fmt::format("--config {}, line {}: {}", path_, line, why));
   }
 
  private:
-  void flatten(const YAML::Node& map, const std::string& before) {
-    constexpr std::size_t most = 1000;  // aliases may repeat themselves without end
+  void flatten(const YAML::Node& map, const std::vector<std::string>& outer) {
+    constexpr std::size_t most = 1000, deepest = 8;  // aliases may repeat themselves without end
     for (const auto& pair : map) {
-      auto name = before + pair.first.as<std::string>();
-      std::replace(name.begin(), name.end(), '_', '-');
-      const int line = pair.first.Mark().line + 1;
-      if (entries_.size() > most) throw wrong(line, "it has too many options");
+      std::vector<std::string> path = outer;
+      path.push_back(pair.first.as<std::string>());
+      Entry entry{{}, fmt::format("{}", fmt::join(path, ".")), {}, pair.first.Mark().line + 1};
+      entry.name = entry.given;
+      std::replace(entry.name.begin(), entry.name.end(), '_', '-');
+      if (++seen_ > most || path.size() > deepest) throw wrong(entry.line, "it has too many options");
       const YAML::Node& value = pair.second;
-      if (value.IsMap()) flatten(value, name + ".");
-      if (value.IsScalar()) entries_.push_back({name, {value.Scalar()}, line});
-      if (!value.IsSequence()) continue;
-      Entry entry{name, {}, line};
-      for (const auto& one : value) entry.values.push_back(one.as<std::string>());
+      if (!names_.insert(entry.name).second)
+        throw wrong(entry.line, fmt::format("{} stands there twice", entry.given));
+      if (value.IsMap()) {
+        if (value.size() == 0 && outer.empty())
+          throw wrong(entry.line, fmt::format("{} has no value", entry.given));
+        flatten(value, path);
+      }
+      if (value.IsScalar()) entry.values.push_back(value.Scalar());
+      for (std::size_t i = 0; value.IsSequence() && i < value.size(); ++i)
+        entry.values.push_back(value[i].as<std::string>());
       if (!entry.values.empty()) entries_.push_back(std::move(entry));
     }
   }
 
+  const std::string& only_value(const Entry& entry) const {
+    if (entry.values.size() == 1) return entry.values.front();
+    throw wrong(entry.line, fmt::format("{} takes one value", entry.given));
+  }
+
   std::vector<Entry> options_of(Entry entry) const {
-    const std::string& value = entry.values.front();
-    if (without_meaning.contains(entry.name)) return {};
-    if (entry.name == "lora-parameters.dropout") {
-      if (YAML::Node(value).as<double>(-1) == 0) return {};
-      throw wrong(entry.line, fmt::format("dropout {}: there is none here: give 0, or leave it out", value));
+    const auto tell = [&](const std::string& why) {
+      note("--config {}, line {}: {}\n", path_, entry.line, why);
+    };
+    const std::string value = entry.values.front();
+    if (without_meaning.contains(entry.name)) {
+      if (truth_of(value) != false && value != "0" && value != "None")
+        tell(fmt::format("{} means nothing here", entry.given));
+      return {};
+    }
+    if (const auto found = fixed_values.find(entry.name); found != fixed_values.end()) {
+      const auto& [number, why] = found->second;
+      if (YAML::Node(only_value(entry)).as<double>(-1) == number) return {};
+      throw wrong(entry.line, fmt::format("{} {}: {}: leave it out", entry.given, value, why));
+    }
+    if (const auto found = always_true.find(entry.name); found != always_true.end()) {
+      if (truth_of(only_value(entry)) == true) return {};
+      throw wrong(entry.line, fmt::format("{} {}: {}", entry.given, value, found->second));
     }
     if (entry.name == "lr-schedule.arguments") {
       if (entry.values.size() > 1)
-        note(
-            "--config {}, line {}: of the arguments the first is taken; the rate falls to 0 at the last "
-            "step\n",
-            path_, entry.line);
-      return {{"learning-rate", {value}, entry.line}};
+        tell("of the arguments the first is taken; the rate falls to 0 at the last step");
+      return {{"learning-rate", entry.given, {value}, entry.line}};
     }
     if (entry.name == "lr-schedule.warmup-init") {
-      note("--config {}, line {}: the warm-up begins at 0, not at {}\n", path_, entry.line, value);
+      tell(fmt::format("the warm-up begins at 0, not at {}", value));
       return {};
     }
     if (entry.name == "optimizer-config.betas") {
       if (entry.values.size() != 2) throw wrong(entry.line, "betas are two numbers");
-      return {{"beta1", {value}, entry.line}, {"beta2", {entry.values[1]}, entry.line}};
+      return {{"beta1", entry.given, {value}, entry.line},
+              {"beta2", entry.given, {entry.values[1]}, entry.line}};
     }
     if (const auto found = options_by_key.find(entry.name); found != options_by_key.end())
       entry.name = found->second;
@@ -129,28 +167,24 @@ class ConfigFile {
 
   std::string path_;
   std::vector<Entry> entries_;
+  std::set<std::string> names_;
+  std::size_t seen_ = 0;
 };
 
-// "true" and "false", however YAML spells them; else as it is: of =auto and the like.
-std::string as_flag(const std::string& value) {
-  bool given = false;
-  if (!YAML::convert<bool>::decode(YAML::Node(value), given)) return value;
-  return given ? "true" : "false";
-}
-
 void give(CLI::App& verb, const ConfigFile& file, const Entry& entry) {
-  auto* option = verb.get_option_no_throw(entry.name == "MODEL" ? entry.name : "--" + entry.name);
+  auto* option = verb.get_option_no_throw("--" + entry.name);
   if (option == nullptr || entry.name == "help") {
     throw file.wrong(entry.line, fmt::format("there is no option \"{}\"; tandem {} --help lists them",
-                                             entry.name, verb.get_name()));
+                                             entry.given, verb.get_name()));
   }
   if (!option->empty()) return;  // the command line's
-  const bool flag = option->get_expected_min() == 0;
-  const std::string first = flag ? as_flag(entry.values.front()) : entry.values.front();
-  if (flag && first == "false") return;
   try {
-    if (flag) {
-      option->add_result(option->get_flag_value(entry.name, first));
+    if (option->get_expected_min() == 0) {
+      if (entry.values.size() > 1) throw file.wrong(entry.line, entry.given + " takes one value");
+      // However YAML spells them; else as it is: of =auto and the like.
+      const auto truth = truth_of(entry.values.front());
+      if (truth == false) return;
+      option->add_result(option->get_flag_value(entry.name, truth ? "true" : entry.values.front()));
     } else {
       for (const auto& value : entry.values) option->add_result(value);
     }
@@ -166,8 +200,11 @@ void add_config_flag(CLI::App& verb) {
   verb.add_option_function<std::string>(
       "-c,--config",
       [&verb](const std::string& path) {
+        const auto* optimizer = verb.get_option_no_throw("--optimizer");
+        const bool chosen = optimizer != nullptr && !optimizer->empty();
         ConfigFile file(path);
-        for (const auto& entry : file.read()) give(verb, file, entry);
+        for (const auto& entry : file.read(chosen ? optimizer->results().back() : ""))
+          give(verb, file, entry);
       },
       "A YAML file of options, as mlx_lm.lora has them too; those of the command line come first");
 }
@@ -177,9 +214,9 @@ std::string config_text(const CLI::App& verb) {
   std::string others;
   given << YAML::BeginMap;
   for (const auto* option : verb.get_options()) {
-    const auto& names = option->get_lnames();
-    const std::string name = names.empty() ? "model" : names.front();
-    if (name == "help" || name == "config") continue;
+    if (option->get_lnames().empty()) continue;
+    const auto& name = option->get_lnames().front();
+    if (name == "help" || name == "config" || name == "train") continue;
     if (option->empty()) {
       if (!option->get_default_str().empty())
         others += fmt::format("# {}: {}\n", name, option->get_default_str());

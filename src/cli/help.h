@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <string>
@@ -28,12 +30,32 @@ CLI::Validator at_least(Number least) {
   return CLI::Validator(check, "");
 }
 
-// From 0 on, below 1.
+// From 0 on, below 1, as a float too.
 inline CLI::Validator below_one() {
   const auto check = [](const std::string& text) {
-    double value = 0;
+    float value = 0;
     const bool allowed = CLI::detail::lexical_cast(text, value) && value >= 0 && value < 1;
     return allowed ? std::string() : fmt::format("{} is not allowed: give 0 or more, below 1", text);
+  };
+  return CLI::Validator(check, "");
+}
+
+// Digits alone, of a number below 2^64.
+inline CLI::Validator whole_number() {
+  const auto check = [](const std::string& text) {
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool allowed = error == std::errc() && end == text.data() + text.size();
+    return allowed ? std::string() : fmt::format("{} is not allowed: give a whole number", text);
+  };
+  return CLI::Validator(check, "");
+}
+
+inline CLI::Validator not_zero() {
+  const auto check = [](const std::string& text) {
+    int value = 0;
+    const bool zero = CLI::detail::lexical_cast(text, value) && value == 0;
+    return zero ? std::string("0 is not allowed") : std::string();
   };
   return CLI::Validator(check, "");
 }

@@ -12,7 +12,7 @@ InterruptGuard::InterruptGuard() {
   if (guards++ > 0) return;
   came = 0;
   struct sigaction action {};
-  action.sa_handler = [](int) { came = 1; };
+  action.sa_handler = [](int) { came = came == 0 ? 1 : 2; };
   action.sa_flags = SA_RESTART;  // a write to a slow terminal goes on
   ::sigaction(SIGINT, &action, &before_);
 }
@@ -22,6 +22,7 @@ InterruptGuard::~InterruptGuard() {
 }
 
 bool InterruptGuard::interrupted() { return came != 0; }
+bool InterruptGuard::insists() { return came > 1; }
 void InterruptGuard::forget() { came = 0; }
 
 }  // namespace tandem::cli

@@ -21,6 +21,8 @@ class InterruptGuard {
 
   // Ctrl-C came since the outermost guard was made or it was last forgotten.
   static bool interrupted();
+  // More than once: whoever asks does not want to wait for what is under way.
+  static bool insists();
   static void forget();
 
  private:

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <clocale>
+#include <filesystem>
 #include <string_view>
 
 #include "base/error.h"
@@ -100,6 +101,9 @@ int main(int argc, char** argv) {
     if (error.broken_pipe()) return exit_pipe;
     tandem::cli::note("tandem: {}\n", error.what());
     return exit_lost;
+  } catch (const std::filesystem::filesystem_error& error) {
+    tandem::cli::note("tandem: {}: {}\n", error.path1().string(), error.code().message());
+    return exit_input;
   } catch (const std::exception& error) {
     tandem::cli::note("tandem: unexpected: {}\n", error.what());
     return exit_lost;

@@ -113,7 +113,18 @@ void add_request_flags(CLI::App& verb, ClusterFlags& flags) {
                   "A folder with low-rank adapters, as tandem train and mlx-lm write them, on every machine");
 }
 
-fs::path find_model(const std::string& model) { return weights::resolve_model(model, hub_cache()); }
+void check_path(const std::string& path) {
+  try {
+    (void)nlohmann::json(path).dump();
+  } catch (const nlohmann::json::type_error&) {
+    throw InputError(fmt::format("{}: a path must be UTF-8", path));
+  }
+}
+
+fs::path find_model(const std::string& model) {
+  check_path(model);
+  return weights::resolve_model(model, hub_cache());
+}
 
 std::string short_name(const std::string& model) {
   if (!fs::is_directory(model)) return model;

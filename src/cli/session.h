@@ -39,6 +39,9 @@ void add_cluster_flags(CLI::App& verb, ClusterFlags& flags);
 // What they keep for requests: context, cached keys and values, an adapter.
 void add_request_flags(CLI::App& verb, ClusterFlags& flags);
 
+// InputError where a path is no UTF-8: none other reaches a worker.
+void check_path(const std::string& path);
+
 // The folder of MODEL: a folder, or a name in the local Hugging Face cache. InputError where it is neither.
 std::filesystem::path find_model(const std::string& model);
 

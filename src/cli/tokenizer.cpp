@@ -2,9 +2,11 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "text/tokenizer_trainer.h"
@@ -16,6 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+constexpr int fewest_tokens = 512;
 const char* const begin = "<|begin_of_sentence|>";
 const char* const end = "<|end_of_sentence|>";
 
@@ -24,22 +27,38 @@ const char* const chat_template =
     R"({{ bos_token }}{% if tools %}{{ '<|Tools|>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %})"
     R"({% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }})"
     R"({% elif m['role'] == 'user' %}{{ '<|User|>' + m['content'] }})"
-    R"({% elif m['role'] == 'assistant' %}{{ '<|Assistant|>' + m['content'] + eos_token }})"
+    R"({% elif m['role'] == 'assistant' %}{{ '<|Assistant|>' }}{% if m['content'] %}{{ m['content'] }}{% endif %})"
+    R"({% for c in m['tool_calls'] or [] %}{{ '<tool_call>' + c['function'] | tojson + '</tool_call>' }}{% endfor %}{{ eos_token }})"
     R"({% elif m['role'] == 'tool' %}{{ '<|Tool|>' + m['content'] }}{% endif %}{% endfor %})"
     R"({% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %})";
 
 struct TokenizerFlags {
   std::string data, out;
-  int vocabulary = 4096;
+  std::optional<int> vocabulary;
   std::vector<std::string> tokens{"<think>", "</think>"};
 };
+
+// Without a flag config.json's, which the model will have.
+int vocabulary_of(const TokenizerFlags& flags) {
+  constexpr int usual = 4096;
+  const auto config = find_json_file(fs::path(flags.out) / "config.json");
+  const auto found = config ? config->value("vocab_size", json()) : json();
+  const int wanted = found.is_number_integer() ? found.get<int>() : 0;
+  if (!flags.vocabulary) return wanted >= fewest_tokens ? wanted : usual;
+  if (wanted > 0 && *flags.vocabulary > wanted)
+    throw InputError(
+        fmt::format("--vocab-size {}: config.json there has a vocab_size of {}: give no more, or change it",
+                    *flags.vocabulary, wanted));
+  return *flags.vocabulary;
+}
 
 void train(const TokenizerFlags& flags) {
   const fs::path data = flags.data, out = flags.out;
   if (fs::exists(out / "tokenizer.json"))
     throw InputError(
         fmt::format("{} holds a tokenizer.json already: remove it, or give another folder", flags.out));
-  text::TokenizerTrainer trainer(flags.vocabulary);
+  const int vocabulary = vocabulary_of(flags);
+  text::TokenizerTrainer trainer(vocabulary);
   for (const char* token : {begin, end, "<|User|>", "<|Assistant|>", "<|Tools|>", "<|Tool|>"})
     trainer.add_token(token, /*special=*/true);
   for (const auto& token : flags.tokens) trainer.add_token(token, /*special=*/false);
@@ -61,7 +80,7 @@ void train(const TokenizerFlags& flags) {
   write_file(out / "tokenizer.json", tokenizer);
   const auto tokens = json::parse(tokenizer)["model"]["vocab"].size();
   note("{} tokens of {} texts\n", tokens, texts);
-  if (tokens < static_cast<std::size_t>(flags.vocabulary))
+  if (tokens < static_cast<std::size_t>(vocabulary))
     note("the texts have no more than {} tokens that occur twice\n", tokens);
   print_result((out / "tokenizer.json").string() + '\n');
 }
@@ -79,9 +98,10 @@ void add_tokenizer(CLI::App& program) {
       ->required();
   training->add_option("OUT", flags->out, "The folder to write: the model's, that has its config.json")
       ->required();
-  training->add_option("--vocab-size", flags->vocabulary, "Tokens, as config.json has them")
-      ->check(CLI::Range(512, 1 << 20))
-      ->capture_default_str();
+  training
+      ->add_option("--vocab-size", flags->vocabulary,
+                   "Tokens, 512 or more [vocab_size of OUT's config.json; 4096 where there is none]")
+      ->check(CLI::Range(fewest_tokens, 1 << 20));
   training->add_option("--tokens", flags->tokens, "Further tokens that are never cut, and appear in answers")
       ->delimiter(',')
       ->capture_default_str();

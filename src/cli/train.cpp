@@ -1,10 +1,15 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/limits.h"
 #include "cli/interrupt.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
@@ -39,7 +44,7 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
                                              : "") +
                     (t.replicas > 1 && t.shares.empty() ? fmt::format(", {} replicas", t.replicas) : "")},
       {"Steps",
-       fmt::format("{} of {} times {}", flags.iters, flags.accumulation, counted(flags.batch_size, "text"))},
+       fmt::format("{}, each of {}", flags.iters, counted(flags.batch_size * flags.accumulation, "text"))},
       {"Optimizer", fmt::format("{}{}, {} at most, {}", t.optimizer, t.optimizer_bits == 8 ? " in 8 bit" : "",
                                 flags.schedule.peak, flags.schedule.name)}};
 }
@@ -70,8 +75,10 @@ void settle_method(TrainFlags& flags, const models::ModelConfig& config, const f
 
 // What was made of the texts but those that are trained on as they are.
 void tell_of(const train::TextReader& reader, int longest) {
-  constexpr std::size_t most_named = 5;
-  if (reader.cut() > 0) note("{} cut after {} tokens\n", counted(reader.cut(), "text"), longest);
+  constexpr std::size_t most_named = 100;
+  if (reader.cut() > 0)
+    note("{} cut after {} tokens: --max-seq-length, or the model's context\n", counted(reader.cut(), "text"),
+         longest);
   if (reader.without_loss() > 0)
     note("{} left out that had nothing to learn\n", counted(reader.without_loss(), "text"));
   const auto& skipped = reader.skipped();
@@ -84,6 +91,11 @@ void tell_of(const train::TextReader& reader, int longest) {
 // InputError where a flag does not go with the model or with another flag.
 void check_flags(const TrainFlags& flags, const models::ModelConfig& config) {
   const auto& training = flags.training;
+  check_path(flags.out);
+  check_path(flags.first_adapter);
+  if (training.optimizer_bits == 8 && training.optimizer != "adamw")
+    throw InputError(fmt::format("--optimizer-bits 8: is for adamw and adam, not for {}: leave it out",
+                                 training.optimizer));
   if (training.from_scratch && !trains_all(flags))
     throw InputError("--init: an adapter of weights that know nothing is of no use: give --method full");
   if (training.balance_rate > 0 && !trains_all(flags))
@@ -106,6 +118,19 @@ void check_flags(const TrainFlags& flags, const models::ModelConfig& config) {
                                  flags.cluster.backend));
 }
 
+// A model from scratch learns to end with the token of config.json, a tokenizer of its own may know another.
+void check_ends(const models::ModelConfig& config, const fs::path& folder) {
+  if (!fs::exists(folder / "tokenizer.json") || config.end_ids.empty()) return;
+  const auto settings = find_json_file(folder / "tokenizer_config.json");
+  const auto end = settings ? settings->value("eos_token", nlohmann::json()) : nlohmann::json();
+  if (!end.is_string()) return;
+  const auto id = text::Tokenizer(folder).id_of(end.get<std::string>());
+  if (!id || std::find(config.end_ids.begin(), config.end_ids.end(), *id) != config.end_ids.end()) return;
+  throw InputError(
+      fmt::format("config.json's eos_token_id is {}, but the tokenizer's {} has id {}: write that there",
+                  fmt::join(config.end_ids, ", "), end.dump(), *id));
+}
+
 struct Texts {
   std::vector<train::Sequence> train, valid, test;
 };
@@ -121,6 +146,8 @@ Texts read_texts(const TrainFlags& flags, const models::ModelConfig& config, con
                             .longest = longest,
                             .skip_bad = flags.skip_bad});
   const fs::path data = flags.data;
+  if (!fs::is_directory(data))
+    throw InputError(fmt::format("--data {}: give the folder that holds train.jsonl", flags.data));
   Texts texts{.train = reader.read(data / "train.jsonl")};
   if (fs::exists(data / "valid.jsonl")) texts.valid = reader.read(data / "valid.jsonl");
   if (flags.test) texts.test = reader.read(data / "test.jsonl");
@@ -134,7 +161,7 @@ bool train_in_groups(const TrainFlags& flags, TrainRun& run,
                      const train::Batches& batches, const Texts& texts) {
   const int done = last_checkpoint(flags);
   if (done >= flags.iters) {
-    note("nothing is left to do: {} steps of --iters {} are done\n", done, flags.iters);
+    note("--iters {}: {} has {} already\n", flags.iters, flags.out, counted(done, "step"));
     if (!flags.test) return true;
   }
   for (int lost = 0;; ++lost) {
@@ -142,10 +169,36 @@ bool train_in_groups(const TrainFlags& flags, TrainRun& run,
       const auto conductor = start();
       return run.train(*conductor, batches, texts.valid, texts.test);
     } catch (const ClusterError& error) {
-      if (lost == flags.restarts || InterruptGuard::interrupted()) throw;
+      if (InterruptGuard::interrupted()) {
+        note("{}\n", error.what());
+        return false;
+      }
+      if (lost == flags.restarts) throw;
       note("{}; starting the group again\n", error.what());
     }
   }
+}
+
+// An order of a step is one line of JSON.
+void check_step_size(const TrainFlags& flags, const train::Batches& batches) {
+  constexpr std::size_t id_bytes = 8;  // with a comma
+  const auto tokens = static_cast<std::size_t>(batches.most_rows() + flags.batch_size) *
+                      static_cast<std::size_t>(flags.accumulation);
+  if (tokens <= limits::pipe_line_bytes / id_bytes) return;
+  throw InputError(fmt::format(
+      "a step has up to {} tokens, but one of at most {} can be handed to the workers: give a smaller "
+      "--batch-size or --grad-accumulation-steps",
+      tokens, limits::pipe_line_bytes / id_bytes));
+}
+
+// Of all token ids: by it a run that goes on knows its texts.
+std::string mark_of(const std::vector<train::Sequence>& texts) {
+  std::uint64_t mark = 0;
+  for (const auto& text : texts) {
+    mark = mixed(mark ^ static_cast<std::uint64_t>(text.loss_from));
+    for (const int id : text.ids) mark = mixed(mark ^ static_cast<std::uint64_t>(id));
+  }
+  return fmt::format("{:016x}", mark);
 }
 
 int run(TrainFlags flags) {
@@ -153,16 +206,20 @@ int run(TrainFlags flags) {
   const auto config = models::load_config(folder);
   check_flags(flags, config);
   settle_method(flags, config, folder);
+  if (flags.training.from_scratch) check_ends(config, folder);
   const auto plan = make_training_plan(flags.cluster, flags.parallel, flags.training.replicas, config);
   auto training = split_training(flags.training, flags.parallel, plan, config);
   if (plan.rank(0).host != "local")
     throw InputError("training writes its results from rank 0: let the first host be \"local\"");
   auto texts = read_texts(flags, config, folder);
   const auto count = texts.train.size();
+  flags.data_mark = mark_of(texts.train);
   const train::Batches batches(std::move(texts.train), flags.batch_size, flags.training.seed);
   training.most_rows = batches.most_rows();
   training.longest_row = batches.longest_row();
   training.texts = std::min(flags.batch_size, static_cast<int>(count));
+  check_step_size(flags, batches);
+  const auto lock = lock_folder(flags, folder);
   write_beside(flags, folder);
   note("{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),
        fmt::format("{} batch{}", batches.in_an_epoch(), batches.in_an_epoch() == 1 ? "" : "es"),

@@ -9,7 +9,9 @@ namespace tandem::cli {
 namespace {
 
 void add_model_flags(CLI::App& verb, TrainFlags& flags) {
-  verb.add_option("MODEL", flags.model, "A folder, or a name in the local Hugging Face cache")->required();
+  verb.add_option("MODEL,--model", flags.model, "A folder, or a name in the local Hugging Face cache")
+      ->required();
+  verb.add_flag("--train")->group("");  // mlx_lm.lora has it
   verb.add_option("--data", flags.data,
                   "A folder with train.jsonl and perhaps valid.jsonl and test.jsonl, as mlx-lm has them")
       ->required();
@@ -25,20 +27,25 @@ void add_model_flags(CLI::App& verb, TrainFlags& flags) {
       "Begin with random weights of MODEL's config.json; its folder needs no others. With --method full");
 }
 
-void add_lora_flags(CLI::App& verb, cluster::Training& training) {
-  verb.add_option("--lora-rank", training.lora_rank, "Of each adapter's two matrices")
+void add_lora_flags(CLI::App& verb, cluster::Training& training, std::string& first_adapter) {
+  verb.add_option("--lora-rank", training.lora_rank, "Rank of each adapter's two matrices")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   verb.add_option("--lora-scale", training.lora_scale, "Multiplies what adapters add")
-      ->check(at_least(0.0))
+      ->check(at_least(0.0F))
       ->capture_default_str();
   verb.add_option("--num-layers", training.lora_layers, "The last so many layers are adapted; -1: all")
       ->check(at_least(-1))
+      ->check(not_zero())
       ->capture_default_str();
   verb.add_option("--lora-keys", training.lora_keys,
                   "Which products: self_attn.q_proj,self_attn.v_proj; of experts: mlp.switch_mlp.gate_proj, "
                   "….up_proj, ….down_proj [all linear, no experts']")
       ->delimiter(',');
+  verb.add_option(
+          "--resume-adapter-file", first_adapter,
+          "Begin with the adapters of another run, or of mlx-lm: their folder, or adapters.safetensors")
+      ->check(CLI::ExistingPath);
 }
 
 void add_step_flags(CLI::App& verb, TrainFlags& flags) {
@@ -56,7 +63,8 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
   verb.add_flag("--skip-bad-data", flags.skip_bad,
                 "Lines that are no text are counted, named and left out; else the first ends it");
   verb.add_flag("--mask-prompt", flags.mask_prompt, "Only the last answer of each text counts");
-  verb.add_option("--seed", flags.training.seed, "Of the order of texts and of adapters' first values")
+  verb.add_option("--seed", flags.training.seed, "Seed of the order of texts and of first values")
+      ->check(whole_number())
       ->capture_default_str();
 }
 
@@ -67,16 +75,16 @@ void add_optimizer_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(CLI::IsMember({"adamw", "adam", "sgd", "lion", "adafactor", "muon"}))
       ->capture_default_str();
   verb.add_option("--optimizer-bits", training.optimizer_bits,
-                  "Of each number that adamw remembers of matrices: 8 takes a quarter of the memory of 32")
+                  "Bits of each moment that adamw keeps of matrices: 8 takes a quarter of the memory of 32")
       ->check(CLI::IsMember({8, 32}))
       ->capture_default_str();
-  verb.add_option("--learning-rate", flags.schedule.peak, "The highest of the schedule")
-      ->check(at_least(0.0))
+  verb.add_option("--learning-rate", flags.schedule.peak, "The highest learning rate of the schedule")
+      ->check(at_least(0.0F))
       ->capture_default_str();
   verb.add_option("--lr-schedule", flags.schedule.name, "How the rate falls after the warm-up")
       ->check(CLI::IsMember({"constant", "linear", "cosine", "wsd"}))
       ->capture_default_str();
-  verb.add_option("--warmup", flags.schedule.warm_up, "Steps in which the rate rises")
+  verb.add_option("--warmup", flags.schedule.warm_up, "Warm-up: steps in which the rate rises from 0")
       ->check(at_least(0))
       ->capture_default_str();
   verb.add_option("--beta1", training.beta1,
@@ -89,10 +97,10 @@ void add_optimizer_flags(CLI::App& verb, TrainFlags& flags) {
       ->capture_default_str();
   verb.add_option("--weight-decay", training.weight_decay,
                   "What a step takes off each weight, times the learning rate")
-      ->check(at_least(0.0))
+      ->check(at_least(0.0F))
       ->capture_default_str();
-  verb.add_option("--clip", training.clip, "The gradient's largest norm; 0: any")
-      ->check(at_least(0.0))
+  verb.add_option("--clip", training.clip, "Gradients are clipped to this global norm; 0: they are not")
+      ->check(at_least(0.0F))
       ->capture_default_str();
 }
 
@@ -101,13 +109,13 @@ void add_balance_flags(CLI::App& verb, cluster::Training& training) {
                   "With --method full: what a step adds to the bias by which DeepSeek-V3's routers choose an "
                   "expert that had less than its share of tokens, and takes off the others'; 0: nothing. V3: "
                   "0.001")
-      ->check(at_least(0.0))
+      ->check(at_least(0.0F))
       ->capture_default_str();
   verb.add_option(
           "--balance-loss", training.balance_loss,
           "With --method full: the weight in the loss of how unevenly a text's tokens choose experts, as "
           "DeepSeek-V3 has it; 0: none. V3: 0.0001")
-      ->check(at_least(0.0))
+      ->check(at_least(0.0F))
       ->capture_default_str();
 }
 
@@ -123,22 +131,19 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(at_least(-1))
       ->capture_default_str();
   verb.add_flag("--test", flags.test, "At the end also evaluate on test.jsonl");
-  verb.add_option("--test-batches", flags.test_batches, "Micro-batches of that; -1: all")
+  verb.add_option("--test-batches", flags.test_batches, "Micro-batches of test.jsonl; -1: all")
       ->check(at_least(-1))
       ->capture_default_str();
   verb.add_option("--save-every", flags.save_every, "Steps between checkpoints")
       ->check(positive)
       ->capture_default_str();
   verb.add_flag("--resume", flags.resume, "Go on from the checkpoint in OUT, on this or another plan");
-  verb.add_option(
-          "--resume-adapter-file", flags.first_adapter,
-          "Begin with the adapters.safetensors of another run, or of mlx-lm, in place of new adapters")
-      ->check(CLI::ExistingFile);
   verb.add_option("--restarts", flags.restarts,
                   "How often a group that lost a worker or a link starts again from its checkpoint")
       ->check(at_least(0))
       ->capture_default_str();
-  verb.add_option("--save-dtype", flags.save_dtype, "Of --method full [the model's]")
+  verb.add_option("--save-dtype", flags.save_dtype,
+                  "Dtype of the weights that --method full saves [the model's]")
       ->check(CLI::IsMember({"bfloat16", "float16", "float32"}));
   verb.add_flag("--json", flags.json,
                 "At the end one JSON object in place of the folder's name; its tokens are those of this run, "
@@ -148,14 +153,23 @@ void add_report_flags(CLI::App& verb, TrainFlags& flags) {
 }  // namespace
 
 void add_train_flags(CLI::App& verb, TrainFlags& flags) {
+  const auto grouped = [&](const char* group, const auto& add) {
+    const auto before = verb.get_options().size();
+    add();
+    const auto all = verb.get_options();
+    for (std::size_t i = before; i < all.size(); ++i) all[i]->group(group);
+  };
   add_config_flag(verb);
   add_model_flags(verb, flags);
-  add_training_flags(verb, flags.parallel, flags.training);
-  add_lora_flags(verb, flags.training);
-  add_step_flags(verb, flags);
-  add_optimizer_flags(verb, flags);
-  add_balance_flags(verb, flags.training);
-  add_report_flags(verb, flags);
+  grouped("Split and memory", [&] { add_training_flags(verb, flags.parallel, flags.training); });
+  grouped("Adapter", [&] { add_lora_flags(verb, flags.training, flags.first_adapter); });
+  grouped("Steps and texts", [&] { add_step_flags(verb, flags); });
+  grouped("Optimizer", [&] { add_optimizer_flags(verb, flags); });
+  grouped("Balance of experts", [&] { add_balance_flags(verb, flags.training); });
+  grouped("Reports and checkpoints", [&] { add_report_flags(verb, flags); });
+  // As of mlx_lm.lora's, the last one given counts.
+  for (auto* option : verb.get_options())
+    if (option->get_expected_max() == 1) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   add_cluster_flags(verb, flags.cluster);
 }
 

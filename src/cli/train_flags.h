@@ -22,6 +22,7 @@ struct TrainFlags {
   cluster::Training training;
   ClusterFlags cluster;
   std::string as_config;  // all of them, as --config takes them
+  std::string data_mark;  // of all token ids of the texts to train on
 };
 
 // All weights; else an adapter.

@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "cli/terminal.h"
 #include "models/model_files.h"
 
@@ -18,18 +20,43 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-// Of all weights, from config.json.
+const char* const lock_name = ".lock";
+
+// Of all weights, from config.json, which may say null.
 std::string dtype_of(const TrainFlags& flags, const json& config) {
   if (!trains_all(flags)) return "F32";
-  const std::string name = flags.save_dtype.empty()
-                               ? config.value("dtype", config.value("torch_dtype", "bfloat16"))
-                               : flags.save_dtype;
+  std::string name = flags.save_dtype;
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    const auto found = config.find(key);
+    if (name.empty() && found != config.end() && found->is_string()) name = *found;
+  }
   return name == "float32" ? "F32" : name == "float16" ? "F16" : "BF16";
 }
 
+// Of config.json and the ends of the weights: another model of the same shapes is told from it, a moved one
+// not.
+std::string mark_of(const fs::path& model) {
+  constexpr std::uintmax_t end_bytes = 4096;
+  std::uint64_t mark = fnv1a(read_file(model / "config.json"), 0);
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(model))
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  for (const auto& path : files) {
+    std::ifstream file(path, std::ios::binary);
+    const auto size = fs::file_size(path);
+    file.seekg(static_cast<std::streamoff>(size - std::min(size, end_bytes)));
+    const std::string end{std::istreambuf_iterator<char>(file), {}};
+    mark = fnv1a(fmt::format("{} {}", size, end), mark);
+  }
+  return fmt::format("{:016x}", mark);
+}
+
 // What a run that goes on must have in common with what it goes on from.
-json fingerprint(const TrainFlags& flags) {
-  json all{{"method", flags.training.method},
+json fingerprint(const TrainFlags& flags, const fs::path& model) {
+  json all{{"model", mark_of(model)},
+           {"data", flags.data_mark},
+           {"method", flags.training.method},
            {"batch-size", flags.batch_size},
            {"grad-accumulation-steps", flags.accumulation},
            {"max-seq-length", flags.longest},
@@ -51,13 +78,18 @@ json fingerprint(const TrainFlags& flags) {
   return all;
 }
 
-void check_resumed(const TrainFlags& flags) {
-  const json before = read_json_file(fs::path(flags.out) / "run.json"), now = fingerprint(flags);
+void check_resumed(const TrainFlags& flags, const fs::path& model) {
+  const json before = read_json_file(fs::path(flags.out) / "run.json"), now = fingerprint(flags, model);
   json all = now;
   all.update(before);
   for (const auto& [name, value] : all.items()) {
     const json then = before.value(name, json()), given = now.value(name, json());
     if (then == given) continue;
+    if (name == "model" || name == "data") {
+      throw InputError(
+          fmt::format("--resume: {} began with {}: give what it began with, or another --out", flags.out,
+                      name == "model" ? "another model" : "other texts, or another tokenizer's"));
+    }
     const auto text = [](const json& one) { return one.is_null() ? "none" : one.dump(); };
     throw InputError(
         fmt::format("--resume: {} began with --{} {}, not {}", flags.out, name, text(then), text(given)));
@@ -76,8 +108,19 @@ std::vector<int> checkpoints(const TrainFlags& flags) {
   return steps;
 }
 
-// Nothing that an earlier run left may be taken for this one's.
+// Nothing that an earlier run left may be taken for this one's, and no model's files for another's.
 void check_empty(const TrainFlags& flags) {
+  for (const auto& entry : fs::directory_iterator(flags.out)) {
+    const std::string name = entry.path().filename();
+    if (name == lock_name) continue;
+    if (flags.resume)
+      throw InputError(
+          fmt::format("--resume: {} has no run.json: no run left it; give another --out", flags.out));
+    const bool of_model = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    if (trains_all(flags) && of_model && name != weights_file(flags).filename() && checkpoints(flags).empty())
+      throw InputError(
+          fmt::format("--out {}: it holds {}, of another model; give another folder", flags.out, name));
+  }
   for (const auto& there : {weights_file(flags), checkpoint_file(flags, last_checkpoint(flags))}) {
     if (fs::exists(there)) {
       throw InputError(
@@ -127,16 +170,26 @@ void remove_checkpoints_before(const TrainFlags& flags, int step) {
     if (before < step) fs::remove(checkpoint_file(flags, before));
 }
 
+weights::FileLock lock_folder(const TrainFlags& flags, const fs::path& model) {
+  if (flags.out.empty()) throw InputError("--out: give a folder");
+  std::error_code error;
+  if (fs::equivalent(flags.out, model, error))
+    throw InputError(fmt::format("--out {}: that is the model's own folder; give another one", flags.out));
+  fs::create_directories(flags.out, error);
+  if (error) throw InputError(fmt::format("--out {}: {}", flags.out, error.message()));
+  auto lock = weights::FileLock::try_lock(fs::path(flags.out) / lock_name);
+  if (!lock) throw InputError(fmt::format("--out {}: another run is writing there", flags.out));
+  return std::move(*lock);
+}
+
 void write_beside(const TrainFlags& flags, const fs::path& model) {
   const fs::path out = flags.out;
   // One that ended before its first checkpoint begins again.
   const bool resumed = flags.resume && fs::exists(out / "run.json");
-  if (resumed) check_resumed(flags);
+  if (resumed) check_resumed(flags, model);
   if (resumed && last_checkpoint(flags) > 0) return;
   if (!resumed) check_empty(flags);
-  std::error_code error;
-  fs::create_directories(out, error);
-  if (error) throw InputError(fmt::format("--out {}: {}", flags.out, error.message()));
+  if (flags.resume) note("{} has no checkpoint: it begins at step 1\n", flags.out);
   fs::remove(out / "metrics.jsonl");
   if (!trains_all(flags)) {
     write_file(out / "adapter_config.json", adapter_config(flags).dump(2) + '\n');
@@ -150,7 +203,7 @@ void write_beside(const TrainFlags& flags, const fs::path& model) {
     write_file(out / "config.json", config.dump(2) + '\n');
   }
   write_file(out / "train.yaml", flags.as_config);
-  write_file(out / "run.json", fingerprint(flags).dump(2) + '\n');
+  write_file(out / "run.json", fingerprint(flags, model).dump(2) + '\n');
 }
 
 }  // namespace tandem::cli

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cli/train_flags.h"
+#include "weights/file_lock.h"
 
 namespace tandem::cli {
 
@@ -21,6 +22,10 @@ std::filesystem::path checkpoint_file(const TrainFlags& flags, int step);
 // The step of the last checkpoint; 0: there is none.
 int last_checkpoint(const TrainFlags& flags);
 void remove_checkpoints_before(const TrainFlags& flags, int step);
+
+// Makes the folder, which is this run's alone while the lock lives. InputError where it cannot be made, is
+// the model's own, or another run's now.
+weights::FileLock lock_folder(const TrainFlags& flags, const std::filesystem::path& model);
 
 // What belongs into the folder besides the weights, before the first of them. InputError where it holds
 // another run's, or one that began otherwise than the one that is to be resumed.

@@ -30,8 +30,22 @@ TrainLog::TrainLog(std::filesystem::path folder, std::vector<Fact> facts)
     : folder_(std::move(folder)),
       facts_(std::move(facts)),
       lines_(read_lines(folder_ / "metrics.jsonl")),
-      metrics_(folder_ / "metrics.jsonl", std::ios::app),
       events_(folder_, hardware::host_name()) {}
+
+void TrainLog::go_on_after(int step) {
+  const auto come_again = [step](const json& line) { return line.value("step", 0) > step; };
+  std::erase_if(lines_, come_again);
+  metrics_.close();
+  try {
+    std::string whole;
+    for (const auto& line : lines_) whole += line.dump() + '\n';
+    write_file(folder_ / "metrics.jsonl", whole);
+  } catch (const InputError& error) {
+    warn(error.what());
+  }
+  metrics_.open(folder_ / "metrics.jsonl", std::ios::app);
+  if (step > 0) events_.begin_after(step);
+}
 
 void TrainLog::note(const json& line) {
   lines_.push_back(line);

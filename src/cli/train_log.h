@@ -19,6 +19,8 @@ class TrainLog {
   // `facts`: what the run is, for the report. Goes on with a metrics.jsonl that is there.
   TrainLog(std::filesystem::path folder, std::vector<Fact> facts);
 
+  // Forgets what stands there of later steps: they come again.
+  void go_on_after(int step);
   // Numbers at a "step". A log that cannot be written is warned of once: training goes on.
   void note(const nlohmann::json& line);
   void write_report();

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <utility>
 
+#include "base/error.h"
 #include "cli/interrupt.h"
 #include "cli/progress_bar.h"
 #include "cli/terminal.h"
@@ -23,15 +25,29 @@ std::string describe_recomputed(int every) {
 
 }  // namespace
 
+// Waits no longer than somebody who presses Ctrl-C twice.
+json TrainRun::carry_out(const json& order) {
+  return conductor_->carry_out(order, [] {
+    if (InterruptGuard::insists()) throw Interrupted{};
+  });
+}
+
 int TrainRun::begin(train::Batches& batches) {
   const int done = last_checkpoint(flags_);
   if (done > 0) {
-    conductor_->carry_out({{"restore", {{"file", checkpoint_file(flags_, done).string()}}}});
+    carry_out({{"restore", {{"file", checkpoint_file(flags_, done).string()}}}});
     batches.skip(done * flags_.accumulation);
-    note("going on after step {}\n", done);
+    if (done < flags_.iters) note("going on after step {}\n", done);
   } else if (!flags_.first_adapter.empty()) {
-    conductor_->carry_out({{"load", {{"file", fs::absolute(flags_.first_adapter).string()}}}});
+    carry_out({{"load",
+                {{"file", fs::absolute(fs::is_directory(flags_.first_adapter)
+                                           ? fs::path(flags_.first_adapter) / "adapters.safetensors"
+                                           : fs::path(flags_.first_adapter))
+                              .string()}}}});
   }
+  log_.go_on_after(done);
+  saved_ = done;
+  taken_ = left_out_in_a_row_ = 0;
   return done;
 }
 
@@ -55,10 +71,26 @@ bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
     if (i % flags_.evaluate_every == 0 || last) evaluate(i, valid);
     const bool stopped = InterruptGuard::interrupted();
     if (stopped || i % flags_.save_every == 0 || last) save(i);
+    if (last && taken_ == 0 && saved_ < i)
+      diverged(i, fmt::format("no gradient since step {} was finite", saved_));
+    if (left_out_in_a_row_ == 0 && (stopped || last)) remove_checkpoints_before(flags_, saved_);
     if (stopped) return last;
   }
-  if (!test.empty()) this->test(test);
+  if (skipped_ > 0) note("{} left out, whose gradient was not finite\n", counted(skipped_, "step"));
+  if (!test.empty() && flags_.test_batches != 0) evaluate_test(test);
   return true;
+}
+
+// Nothing that is not finite takes the place of what an earlier step left. Where no step could be taken from
+// the last checkpoint, nothing can come of that either.
+void TrainRun::diverged(int number, const std::string& what) {
+  if (taken_ == 0 && before_ > 0) fs::remove(checkpoint_file(flags_, std::exchange(saved_, before_)));
+  const std::string rest =
+      saved_ == 0
+          ? "nothing was saved: begin again with a smaller --learning-rate"
+          : fmt::format("go on from its checkpoint of step {} by --resume with a smaller --learning-rate",
+                        saved_);
+  throw InputError(fmt::format("step {}: {}: the run has diverged; {}", number, what, rest));
 }
 
 json TrainRun::summary() const {
@@ -71,16 +103,22 @@ void TrainRun::step(int number, train::Batches& batches) {
   json micro = json::array();
   for (int i = 0; i < flags_.accumulation; ++i) micro.push_back(cluster::sequences_to_json(batches.next()));
   rate_ = train::learning_rate(flags_.schedule, number, flags_.iters);
-  const json done =
-      conductor_->carry_out({{"step", {{"batches", std::move(micro)}, {"learning_rate", rate_}}}});
+  const json done = carry_out({{"step", {{"batches", std::move(micro)}, {"learning_rate", rate_}}}});
   peak_bytes_ = done["peak_bytes"];
   if (number == first_ && flags_.training.recomputed_every == cluster::Training::by_memory)
     say("--grad-checkpoint=auto: {}\n", describe_recomputed(done["recomputed_every"]));
   if (done["skipped"]) {
     ++skipped_;
-    say("step {}: the gradient is not finite; the step is left out on every rank\n", number);
+    const bool scaled = flags_.training.dtype == "float16";
+    say("step {}: the gradient is not finite{}; the step is left out on every rank\n", number,
+        scaled ? " in float16, whose loss is scaled by half as much from now on" : "");
+    if (++left_out_in_a_row_ == most_left_out)
+      diverged(number, fmt::format("no gradient of {} steps was finite", most_left_out));
     return;
   }
+  left_out_in_a_row_ = 0;
+  // What the last checkpoint holds can be gone on from: the one before is not needed any more.
+  if (taken_++ == 0) remove_checkpoints_before(flags_, saved_);
   nll_ += done["sum_nll"].get<double>();
   norm_ = done["gradient_norm"];
   tokens_ += done["tokens"].get<std::int64_t>();
@@ -98,9 +136,9 @@ void TrainRun::show(int number) {
   const std::size_t columns = stderr_size().columns;
   if (tokens_ == 0 || columns < 2 * cells) return;
   const auto tokens = static_cast<double>(tokens_);
-  const auto text = fmt::format("step {} of {}  loss {:.3f}  {:.0f} tok/s  link {:.0f} %  {}  {}", number,
-                                flags_.iters, nll_ / tokens, tokens / seconds_, 100 * link_s_ / seconds_,
-                                format_bytes(peak_bytes_), time_left(number));
+  const auto text = fmt::format("step {} of {}  {}  loss {:.3f}  {:.0f} tok/s  link {:.0f} %  {}", number,
+                                flags_.iters, time_left(number), nll_ / tokens, tokens / seconds_,
+                                100 * link_s_ / seconds_, format_bytes(peak_bytes_));
   line_.draw(bar(static_cast<double>(number) / flags_.iters, cells) + "  " +
              text.substr(0, columns - cells - 3));
 }
@@ -134,7 +172,7 @@ double TrainRun::loss_of(const std::vector<train::Sequence>& texts, int batches)
   for (std::size_t first = 0; first < count; first += each) {
     line_.draw(fmt::format("evaluating: {} of {}", first, counted(count, "text")));
     const auto at = [&](std::size_t i) { return texts.begin() + static_cast<std::ptrdiff_t>(i); };
-    const json done = conductor_->carry_out(
+    const json done = carry_out(
         {{"evaluate",
           {{"sequences", cluster::sequences_to_json({at(first), at(std::min(count, first + each))})}}}});
     if (done["sum_nll"].is_null()) return not_there;
@@ -147,28 +185,28 @@ double TrainRun::loss_of(const std::vector<train::Sequence>& texts, int batches)
 void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
   if (valid.empty() || flags_.evaluate_batches == 0) return;
   last_valid_ = loss_of(valid, flags_.evaluate_batches);
-  if (!std::isfinite(last_valid_)) {
-    say("step {}: the validation loss is not finite: the run has diverged; go on from an earlier result "
-        "with a smaller --learning-rate\n",
-        number);
-    return;
-  }
+  if (!std::isfinite(last_valid_)) diverged(number, "the validation loss is not finite");
   say("step {:>{}} of {}  validation loss {:.4f}\n", number, std::to_string(flags_.iters).size(),
       flags_.iters, last_valid_);
   log_.note({{"step", number}, {"valid_loss", last_valid_}});
 }
 
-void TrainRun::test(const std::vector<train::Sequence>& texts) {
+void TrainRun::evaluate_test(const std::vector<train::Sequence>& texts) {
   test_loss_ = loss_of(texts, flags_.test_batches);
   say("test loss {:.4f}, perplexity {:.3f}\n", test_loss_, std::exp(test_loss_));
   if (std::isfinite(test_loss_)) log_.note({{"step", flags_.iters}, {"test_loss", test_loss_}});
 }
 
-// The result so far, and the checkpoint to go on from, in place of the one before.
+// The result so far, and the checkpoint to go on from, in place of the one before as soon as a step was taken
+// from it.
 void TrainRun::save(int number) {
-  conductor_->carry_out({{"save", {{"file", weights_file(flags_).string()}, {"dtype", dtype_}}}});
-  conductor_->carry_out({{"keep", {{"file", checkpoint_file(flags_, number).string()}}}});
-  remove_checkpoints_before(flags_, number);
+  // Of float16 the scale of the loss too.
+  if (taken_ > 0 || saved_ == 0 || flags_.training.dtype == "float16") {
+    carry_out({{"save", {{"file", weights_file(flags_).string()}, {"dtype", dtype_}}}});
+    carry_out({{"keep", {{"file", checkpoint_file(flags_, number).string()}}}});
+    before_ = std::exchange(saved_, number);
+    taken_ = 0;
+  }
   log_.write_report();
 }
 

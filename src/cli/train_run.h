@@ -23,7 +23,8 @@ class TrainRun {
       : flags_(flags), log_(flags.out, std::move(facts)), dtype_(result_dtype(flags, model)) {}
 
   // From the last checkpoint on; after the last step it also evaluates on `test`. Whether it came to its end:
-  // Ctrl-C stops it after a step. ClusterError where the group is lost.
+  // Ctrl-C stops it after a step, twice at once (Interrupted). ClusterError where the group is lost,
+  // InputError where losses or gradients are no longer finite.
   bool train(cluster::Conductor& conductor, train::Batches batches, const std::vector<train::Sequence>& valid,
              const std::vector<train::Sequence>& test);
 
@@ -34,6 +35,11 @@ class TrainRun {
   // In JSON null.
   static constexpr double not_there = std::numeric_limits<double>::quiet_NaN();
 
+  // Of steps in a row: float16 finds the scale of its loss in some twenty.
+  static constexpr int most_left_out = 50;
+
+  nlohmann::json carry_out(const nlohmann::json& order);
+  [[noreturn]] void diverged(int number, const std::string& what);
   // The step that the run goes on from, which the group knows then; 0: it begins.
   int begin(train::Batches& batches);
   void step(int number, train::Batches& batches);
@@ -51,7 +57,7 @@ class TrainRun {
   double loss_of(const std::vector<train::Sequence>& texts, int batches);
   // After so many steps.
   void evaluate(int number, const std::vector<train::Sequence>& valid);
-  void test(const std::vector<train::Sequence>& texts);
+  void evaluate_test(const std::vector<train::Sequence>& texts);
   void save(int number);
 
   const TrainFlags& flags_;
@@ -69,7 +75,9 @@ class TrainRun {
          test_loss_ = not_there;
   std::int64_t all_tokens_ = 0;
   std::uint64_t peak_bytes_ = 0;
-  int skipped_ = 0;
+  int skipped_ = 0, left_out_in_a_row_ = 0;
+  int saved_ = 0, before_ = 0;  // the steps of the last checkpoints; 0: there is none
+  int taken_ = 0;               // steps since the last one
 };
 
 }  // namespace tandem::cli

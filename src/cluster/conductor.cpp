@@ -322,11 +322,14 @@ void Conductor::cancel(std::uint64_t id) {
   if (impl_->clients.contains(id)) impl_->send(0, engine::to_json(engine::Request(engine::Cancel{id})));
 }
 
-nlohmann::json Conductor::carry_out(const nlohmann::json& order) {
+nlohmann::json Conductor::carry_out(const nlohmann::json& order, const std::function<void()>& on_wait) {
   std::unique_lock lock(impl_->mutex);
   impl_->answer.reset();
   if (!impl_->lost) impl_->send(0, {{"train", order}});
-  impl_->changed.wait(lock, [&] { return impl_->answer || impl_->lost; });
+  while (
+      !impl_->changed.wait_for(lock, limits::interrupt_poll, [&] { return impl_->answer || impl_->lost; })) {
+    if (on_wait) on_wait();
+  }
   if (!impl_->answer) rethrow(*impl_->lost);
   return *impl_->answer;
 }

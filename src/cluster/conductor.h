@@ -68,8 +68,9 @@ class Conductor {
   void cancel(std::uint64_t id);
 
   // Of a group that trains: has rank 0 carry an order out (cluster/train_worker.h) and waits for its answer.
-  // ClusterError where the group is lost, InputError where the order fails by what the user can mend.
-  nlohmann::json carry_out(const nlohmann::json& order);
+  // ClusterError where the group is lost, InputError where the order fails by what the user can mend. Calls
+  // `on_wait` now and then, which may throw to wait no longer.
+  nlohmann::json carry_out(const nlohmann::json& order, const std::function<void()>& on_wait = {});
 
   const Capacity& capacity() const;
   // The ranks as they are now.

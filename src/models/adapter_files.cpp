@@ -4,6 +4,7 @@
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -22,14 +23,16 @@ AdapterFiles::Kind AdapterFiles::read_kind(const std::filesystem::path& file) {
   const auto wrong = [&](const std::string& why) {
     return InputError(fmt::format("{}: {}", file.string(), why));
   };
-  const std::string type = config.value("fine_tune_type", "lora");
+  const auto type = config.value("fine_tune_type", nlohmann::json("lora"));
   if (type != "lora" && type != "dora")
-    throw wrong(fmt::format("fine_tune_type is \"{}\"; \"lora\" and \"dora\" can be loaded", type));
+    throw wrong(fmt::format("fine_tune_type is {}; \"lora\" and \"dora\" can be loaded", type.dump()));
   const auto found = config.find("lora_parameters");
   if (found == config.end() || !found->is_object() || !found->contains("scale") ||
       !(*found)["scale"].is_number())
     throw wrong("lora_parameters has no number \"scale\"");
-  return {(*found)["scale"].get<float>(), type == "dora"};
+  const auto scale = (*found)["scale"].get<float>();
+  if (!std::isfinite(scale)) throw wrong(fmt::format("the scale {} is too large", (*found)["scale"].dump()));
+  return {scale, type == "dora"};
 }
 
 std::string AdapterFiles::linear_of(const std::string& tensor) const {
@@ -54,8 +57,11 @@ bool AdapterFiles::has(const std::string& linear) const {
 }
 
 int AdapterFiles::rank(const std::string& linear) const {
-  const auto& shape = file_.tensors().find(linear + down_ending)->second.shape;
-  return shape.size() >= 2 ? static_cast<int>(shape[1]) : 0;
+  const auto& [name, info] = *file_.tensors().find(linear + down_ending);
+  if (info.shape.size() < 2 || info.end == info.begin)
+    throw InputError(fmt::format("{}: tensor \"{}\" has shape {}: it is no adapter's", file_.path().string(),
+                                 name, nlohmann::json(info.shape).dump()));
+  return static_cast<int>(info.shape[1]);
 }
 
 std::set<std::string> AdapterFiles::linears() const {
@@ -84,6 +90,8 @@ mx::array AdapterFiles::read(const weights::Slice& slice) const {
   if (by_rows) shape[0] = slice.part.size();
   mx::array read = weights::allocated(shape, dtype, where);
   file_.read(info.begin + skipped, read.nbytes(), read.data<char>());
+  if (!mx::all(mx::isfinite(read, mx::Device::cpu), mx::Device::cpu).item<bool>())
+    throw InputError(where + " has numbers that are not finite: its training has diverged");
   return by_rows ? read : part_of(read, slice);
 }
 

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/json_lines.h"
+#include "base/limits.h"
 
 namespace tandem::train {
 namespace {
@@ -33,6 +34,66 @@ void check_role(const ordered_json& message) {
     throw InputError(fmt::format("role {} is none of {}", role.dump(), fmt::join(roles, ", ")));
 }
 
+// What a message says, as text: OpenAI's lists of parts are put together. Null where it calls a tool.
+ordered_json content_of(const ordered_json& message) {
+  const auto content = message.value("content", ordered_json());
+  if (content.is_string()) return content;
+  if (content.is_null() && message.contains("tool_calls")) return content;
+  std::string text;
+  if (!content.is_array())
+    throw InputError(
+        fmt::format("a message of role {} has no text as its \"content\"", message["role"].dump()));
+  for (const auto& part : content) {
+    const bool is_text = part.is_object() && part.value("type", "") == "text" && part.contains("text") &&
+                         part["text"].is_string();
+    if (!is_text)
+      throw InputError(fmt::format("a part of a message's \"content\" is no text: {}", part.dump()));
+    text += part["text"].get_ref<const std::string&>();
+  }
+  return text;
+}
+
+// With contents as content_of() has them.
+ordered_json checked(const ordered_json& messages) {
+  if (!messages.is_array() || messages.empty()) throw InputError("\"messages\" is no list of messages");
+  ordered_json all = messages;
+  for (auto& message : all) {
+    check_role(message);
+    message["content"] = content_of(message);
+  }
+  return all;
+}
+
+void check_tools(const ordered_json& tools) {
+  const auto is_object = [](const ordered_json& tool) { return tool.is_object(); };
+  if (tools.is_null() || (tools.is_array() && std::all_of(tools.begin(), tools.end(), is_object))) return;
+  throw InputError("\"tools\" is no list of tools");
+}
+
+// Without the number of the line, which is the only one.
+std::string fault_of_line(const nlohmann::json::exception& error) {
+  std::string fault = json_fault(error);
+  const std::string_view line = "line 1, ";
+  if (const auto at = fault.find(line); at != fault.npos) fault.erase(at, line.size());
+  return fault;
+}
+
+// Without its end. False at the file's end; InputError where it cannot be read, or is too long.
+bool next_line(std::istream& file, std::string& line) {
+  line.clear();
+  char part[1 << 16];
+  while (true) {
+    file.getline(part, sizeof part);
+    line.append(part, static_cast<std::size_t>(file.gcount() - (file.good() ? 1 : 0)));  // the end counts too
+    if (line.size() > limits::small_file_bytes)
+      throw InputError(fmt::format("it is longer than {} bytes", limits::small_file_bytes));
+    if (file.bad()) throw InputError("it cannot be read");
+    if (file.eof()) return !line.empty();
+    if (!file.fail()) return true;
+    file.clear();  // the line is longer than the part
+  }
+}
+
 }  // namespace
 
 std::vector<int> TextReader::render(const ordered_json& messages, const ordered_json& tools,
@@ -43,15 +104,16 @@ std::vector<int> TextReader::render(const ordered_json& messages, const ordered_
   return tokenizer().encode(chat_->render(messages, prompts_answer, variables), /*add_special=*/false);
 }
 
-Sequence TextReader::of_messages(const ordered_json& messages, const ordered_json& tools) const {
-  if (!messages.is_array() || messages.empty()) throw InputError("\"messages\" is no list of messages");
-  for (const auto& message : messages) check_role(message);
+Sequence TextReader::of_messages(const ordered_json& given, const ordered_json& tools) const {
+  const ordered_json messages = checked(given);
+  check_tools(tools);
   Sequence sequence{render(messages, tools, false), 1};
   if (!options_.mask_prompt) return sequence;
   ordered_json before = messages;
-  const bool answers = before.back().value("role", "") == "assistant";
+  if (before.back()["role"] != "assistant")
+    throw InputError("--mask-prompt: its last message is not the assistant's: no answer is left to learn");
   before.erase(before.size() - 1);
-  const int prompt = before.empty() ? 0 : static_cast<int>(render(before, tools, answers).size());
+  const int prompt = before.empty() ? 0 : static_cast<int>(render(before, tools, true).size());
   sequence.loss_from = std::max(1, prompt);
   return sequence;
 }
@@ -62,6 +124,8 @@ const text::Tokenizer& TextReader::tokenizer() const {
 }
 
 Sequence TextReader::of_text(const std::string& text) const {
+  if (options_.mask_prompt)
+    throw InputError("--mask-prompt: \"text\" has no prompt to mask: give \"messages\", or leave it out");
   Sequence sequence{tokenizer().encode(text, /*add_special=*/true), 1};
   const auto& ends = options_.end_ids;
   const bool ended =
@@ -70,7 +134,18 @@ Sequence TextReader::of_text(const std::string& text) const {
   return sequence;
 }
 
-Sequence TextReader::of_ids(const ordered_json& ids) const { return {ids.get<std::vector<int>>(), 1}; }
+Sequence TextReader::of_ids(const ordered_json& ids) const {
+  Sequence sequence{{}, 1};
+  if (!ids.is_array()) throw InputError("\"ids\" is no list of token ids");
+  for (const auto& id : ids) {
+    if (!id.is_number_integer()) throw InputError(fmt::format("\"ids\": {} is no token id", id.dump()));
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= static_cast<std::uint64_t>(vocabulary_))
+      throw InputError(
+          fmt::format("id {} is not below the model's vocabulary of {}", id.dump(), vocabulary_));
+    sequence.ids.push_back(id.get<int>());
+  }
+  return sequence;
+}
 
 Sequence TextReader::sequence_of(const ordered_json& line) const {
   if (!line.is_object()) throw InputError("it is no JSON object");
@@ -93,17 +168,25 @@ void for_each_line(const std::filesystem::path& file, const std::function<void(c
   std::ifstream lines(file);
   if (!lines) throw InputError(fmt::format("{} cannot be read: {}", file.string(), std::strerror(errno)));
   std::string line;
-  for (int number = 1; std::getline(lines, line); ++number) {
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
+  for (int number = 1;; ++number) {
+    const auto named = [&](const std::string& why) {
+      return InputError(fmt::format("{}, line {}: {}", file.string(), number, why));
+    };
     const auto wrong = [&](const std::string& why) {
-      const InputError error(fmt::format("{}, line {}: {}", file.string(), number, why));
-      if (!bad) throw error;
-      bad(error);
+      if (!bad) throw named(why);
+      bad(named(why));
     };
     try {
+      if (!next_line(lines, line)) break;
+    } catch (const InputError& error) {
+      throw named(error.what());  // what follows it cannot be read either
+    }
+    if (line.find_first_not_of(" \t\r") == line.npos) continue;
+    try {
+      if (line.find('\0') != line.npos) throw InputError("it has a zero byte");
       take(ordered_json::parse(line));
     } catch (const nlohmann::json::exception& error) {
-      wrong(json_fault(error));
+      wrong(fault_of_line(error));
     } catch (const InputError& error) {
       wrong(error.what());
     }
@@ -116,9 +199,8 @@ std::vector<std::string> spoken_texts(const ordered_json& line) {
   for (const char* key : {"prompt", "completion", "text"})
     if (line.contains(key)) texts.push_back(string_at(line, key));
   if (line.contains("messages")) {
-    for (const auto& message : line["messages"])
-      if (message.is_object() && message.contains("content") && message["content"].is_string())
-        texts.push_back(message["content"].get<std::string>());  // null where it calls a tool
+    for (const auto& message : checked(line["messages"]))
+      if (!message["content"].is_null()) texts.push_back(message["content"].get<std::string>());
   }
   return texts;
 }
@@ -129,8 +211,13 @@ std::vector<Sequence> TextReader::read(const std::filesystem::path& file) {
     Sequence sequence = sequence_of(line);
     auto& ids = sequence.ids;
     for (const int id : ids) {
-      if (id < 0 || id >= vocabulary_)
-        throw InputError(fmt::format("id {} is not below the model's vocabulary of {}", id, vocabulary_));
+      if (id < 0 || id >= vocabulary_) {
+        throw InputError(
+            fmt::format("the tokenizer, or the model's eos_token_id, gives id {}, which is not below its "
+                        "vocab_size of {}: "
+                        "they do not belong together",
+                        id, vocabulary_));
+      }
     }
     if (static_cast<int>(ids.size()) > options_.longest) {
       ids.resize(static_cast<std::size_t>(options_.longest));

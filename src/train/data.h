@@ -22,7 +22,7 @@ void for_each_line(const std::filesystem::path& file,
                    const std::function<void(const nlohmann::ordered_json&)>& take,
                    const std::function<void(const InputError&)>& bad = {});
 
-// What people and models say in a line, and "text".
+// What people and models say in a line, and "text". InputError where that is none.
 std::vector<std::string> spoken_texts(const nlohmann::ordered_json& line);
 
 struct TextOptions {

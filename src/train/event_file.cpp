@@ -76,6 +76,15 @@ EventFile::EventFile(const std::filesystem::path& folder, const std::string& hos
   write(event);
 }
 
+void EventFile::begin_after(std::int64_t step) {
+  std::string session;
+  put_key(session, 1, Wire::varint);  // status
+  put_varint(session, 1);             // START
+  std::string event = begun_event(step + 1);
+  put_bytes(event, 7, session);
+  write(event);
+}
+
 void EventFile::add(std::int64_t step, const std::vector<std::pair<std::string, float>>& scalars) {
   std::string summary;
   for (const auto& [tag, number] : scalars) {

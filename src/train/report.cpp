@@ -90,10 +90,13 @@ std::string line(const Curve& curve, const Axes& axes, const char* kind) {
   std::string points;
   for (const auto& [step, value] : curve)
     points += fmt::format("{:.1f},{:.1f} ", axes.x(step), axes.y(value));
+  if (curve.size() == 1)  // of which a line shows nothing
+    return fmt::format(R"(<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="2"/>)", kind,
+                       axes.x(curve.begin()->first), axes.y(curve.begin()->second));
   return fmt::format(R"(<polyline class="{}" points="{}"/>)", kind, points);
 }
 
-// One chart of a curve, or of two on the same axes; nothing where neither has two points.
+// One chart of a curve, or of two on the same axes; nothing where they have no point.
 std::string chart(const std::string& title, const Curve& a, const Curve& b = {}) {
   Axes axes{1e300, -1e300, 1e300, -1e300};
   for (const Curve* curve : {&a, &b}) {
@@ -102,7 +105,8 @@ std::string chart(const std::string& title, const Curve& a, const Curve& b = {})
               std::min(axes.low, value), std::max(axes.high, value)};
     }
   }
-  if (axes.first >= axes.last) return {};
+  if (axes.first > axes.last) return {};
+  if (axes.first == axes.last) ++axes.last;
   const double margin =
       axes.high > axes.low ? 0.05 * (axes.high - axes.low) : std::max(1e-9, 0.1 * std::abs(axes.high));
   axes.low -= margin;
@@ -124,8 +128,16 @@ std::string html_report(const std::string& title,
       escaped(title), style);
   for (const auto& [name, text] : facts)
     page += fmt::format("<tr><td>{}</td><td>{}</td></tr>\n", escaped(name), escaped(text));
-  page += "</table>\n";
   const Curve train = curve_of(lines, "train_loss"), valid = curve_of(lines, "valid_loss");
+  const auto last_of = [&](const char* name, const Curve& curve) {
+    if (!curve.empty())
+      page += fmt::format("<tr><td>{}</td><td>{:.4f}, after step {}</td></tr>\n", name,
+                          curve.rbegin()->second, curve.rbegin()->first);
+  };
+  last_of("Loss of training", train);
+  last_of("Loss of validation", valid);
+  last_of("Loss of test", curve_of(lines, "test_loss"));
+  page += "</table>\n";
   page += chart("Loss: <span class=\"key-a\">training</span>, <span class=\"key-b\">validation</span>", train,
                 valid);
   page += chart("Learning rate", curve_of(lines, "learning_rate"));

@@ -128,10 +128,15 @@ void write_parts(const Trainer& trainer, std::vector<Part> parts, const std::opt
 // As float32. InputError where the file has no such tensor of that shape.
 mx::array read_whole(const weights::SafetensorsFile& file, const weights::Slice& slice) {
   const auto found = file.tensors().find(slice.name);
-  if (found == file.tensors().end() || !std::equal(slice.shape.begin(), slice.shape.end(),
-                                                   found->second.shape.begin(), found->second.shape.end())) {
-    throw InputError(fmt::format("{} has no tensor \"{}\" as this training needs it: it is of another one",
-                                 file.path().string(), slice.name));
+  const auto wrong = [&](const std::string& why) {
+    return InputError(fmt::format("{} {}: it is of a training with other options, or of another model",
+                                  file.path().string(), why));
+  };
+  if (found == file.tensors().end()) throw wrong(fmt::format("has no tensor \"{}\"", slice.name));
+  const auto& shape = found->second.shape;
+  if (!std::equal(slice.shape.begin(), slice.shape.end(), shape.begin(), shape.end())) {
+    throw wrong(fmt::format("has \"{}\" of shape {}, where {} is needed", slice.name, json(shape).dump(),
+                            json(slice.shape).dump()));
   }
   mx::array whole = empty_on_cpu(slice, to_mlx(found->second.dtype));
   file.read(found->second.begin, whole.nbytes(), whole.data<char>());
@@ -228,8 +233,13 @@ void restore_state(Trainer& trainer, const std::optional<fs::path>& path) {
   int steps = 0;
   read_parts(trainer, file, {{counters_name, {counters}}}, [&](mx::array counted) {
     counted.eval();
-    steps = static_cast<int>(counted.data<float>()[0]);
-    trainer.loss_scale() = {counted.data<float>()[1], static_cast<int>(counted.data<float>()[2])};
+    const auto* numbers = counted.data<float>();
+    constexpr float most = 1 << 24;  // that a float counts to
+    for (int i = 0; i < counters; ++i)
+      if (!(numbers[i] >= 0 && numbers[i] <= most))
+        throw InputError(fmt::format("the checkpoint's counter {} is {}: it is damaged", i, numbers[i]));
+    steps = static_cast<int>(numbers[0]);
+    trainer.loss_scale() = {numbers[1], static_cast<int>(numbers[2])};
   });
   auto& optimizer = trainer.optimizer();
   optimizer.restore(steps);

@@ -49,6 +49,12 @@ def test_mlx_lms_file_is_read_as_its_options(tmp_path):
     assert curve_of(tmp_path / "by-file") == curve_of(tmp_path / "by-flags")
 
 
+def test_of_an_option_given_twice_the_last_counts(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    summary = train("--model", DEMO_MODEL, "--train", "--data", data, "--iters", 9, "--iters", 2, "--out", tmp_path / "out")
+    assert summary["iterations"] == 2
+
+
 def test_the_command_line_comes_before_the_file(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     file = tmp_path / "config.json"  # JSON is YAML
@@ -72,8 +78,18 @@ def test_a_run_is_repeated_by_the_file_that_it_leaves(tmp_path):
     ("iters: five\n", "line 1"),
     ("batch_size: 0\n", "line 1: --batch-size"),
     ("optimizer: adamz\n", "line 1: --optimizer"),
-    ("lora_parameters:\n  dropout: 0.1\n", "line 2: dropout 0.1"),
-    ("lora_parameters:\n  alpha: 16\n", 'line 2: there is no option "lora-parameters.alpha"'),
+    ("lora_parameters:\n  dropout: 0.1\n", "line 2: lora_parameters.dropout 0.1: there is no dropout"),
+    ("lora_parameters:\n  alpha: 16\n", 'line 2: there is no option "lora_parameters.alpha"'),
+    ("seed: 1\nseed: 2\n", "line 2: seed stands there twice"),
+    ("batch_size: {}\n", "line 1: batch_size has no value"),
+    ("batch_size: {a: 1}\n", 'there is no option "batch_size.a"'),
+    ("seed: 1\n---\nseed: 2\n", "several documents"),
+    ("seed: -1\n", "line 1: --seed"),
+    ("train: false\n", "line 1: train false: tandem train trains"),
+    ("lora_parameters: {dropout: [0, 5]}\n", "lora_parameters.dropout takes one value"),
+    ("optimizer_config: {adamw: {eps: 1e-6}}\n", "optimizer_config.adamw.eps 1e-6: it is 1e-8 here"),
+    ("x: &a {b: *a}\n", "too many options"),
+    ("a: &a {x: {}, y: {}}\n" + "".join(f"{b}: &{b} {{x: *{a}, y: *{a}, z: *{a}}}\n" for a, b in zip("abcdef", "bcdefg")), "too many options"),
     ("- iters\n", "no mapping"),
     ("", "no mapping"),
     ("iters: [1, 2\n", "line"),
@@ -89,9 +105,20 @@ def test_what_a_file_has_wrong_is_named(text, why, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    done = run_tandem("train", DEMO_MODEL, "--data", tmp_path, "--config", tmp_path / "none.yaml")
-    assert done.returncode == 2 and "none.yaml: it cannot be read" in done.stderr.decode()
+@pytest.mark.parametrize("name", ["none.yaml", ""])
+def test_a_file_that_is_none_is_named(name, tmp_path):
+    done = run_tandem("train", DEMO_MODEL, "--data", tmp_path, "--config", tmp_path / name)
+    assert done.returncode == 2 and f"--config {tmp_path / name}: it cannot be read" in done.stderr.decode()
+
+
+def test_an_optimizer_has_its_own_options(tmp_path):
+    data = write_data(tmp_path / "data", QUESTIONS)
+    file = tmp_path / "config.yaml"
+    file.write_text("optimizer: adamw\noptimizer_config: {adamw: {betas: [0.5, 0.6]}, sgd: {momentum: 0.25, weight_decay: 0.5}}\n")
+    for name, how in {"file": ["-c", file, "--optimizer", "sgd"],
+                      "flags": ["--optimizer", "sgd", "--beta1", 0.25, "--weight-decay", 0.5]}.items():
+        train(DEMO_MODEL, "--data", data, "--out", tmp_path / name, "--num-layers", 1, "--iters", 3, "--learning-rate", 0.01, *how)
+    assert raw_tensors(tmp_path / "file") == raw_tensors(tmp_path / "flags")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -144,7 +171,7 @@ def test_training_begins_with_an_adapter_of_half_the_bytes(first_adapter, tmp_pa
 
 @pytest.mark.parametrize("flags, why", [
     (["--num-layers", 1], "too, which this training leaves as it is"), (["--num-layers", 3], "has no tensor"),
-    (["--lora-rank", 4], "has no tensor"), (["--method", "dora"], "has no tensor"), (["--method", "full"], "trains no adapter")])
+    (["--lora-rank", 4], "of shape [192,8], where [192,4] is needed"), (["--method", "dora"], "has no tensor"), (["--method", "full"], "trains no adapter")])
 def test_an_adapter_of_another_training_is_refused(flags, why, first_adapter, tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     more = [] if "--num-layers" in flags else ["--num-layers", 2]
