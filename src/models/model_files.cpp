@@ -20,7 +20,8 @@ bool is_of_weights(const fs::path& file) {
   static const std::set<std::string> endings{".safetensors", ".bin", ".pt",   ".pth",     ".gguf",
                                              ".onnx",        ".h5",  ".ckpt", ".msgpack", ".incomplete"};
   const std::string name = file.filename().string();
-  static const std::set<std::string> names{"config.json", "run.json", "metrics.jsonl", "report.html"};
+  static const std::set<std::string> names{"config.json", "run.json", "train.yaml", "metrics.jsonl",
+                                           "report.html"};
   return endings.contains(file.extension().string()) || names.contains(name) ||
          name.ends_with(".index.json") || name.starts_with("events.out.tfevents.") || name.starts_with('.');
 }
