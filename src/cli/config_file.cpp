@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "cli/terminal.h"
 
 namespace tandem::cli {
@@ -44,6 +45,10 @@ const std::map<std::string, const char*, std::less<>> always_true{
     {"train", "tandem train trains; tandem perplexity MODEL --adapter DIR evaluates"},
     {"optimizer-config.bias-correction", "moments are always corrected for their start"}};
 
+// What mlx_lm.lora writes as mappings, perhaps empty ones.
+const std::set<std::string, std::less<>> groups{"optimizer_config", "lora_parameters", "lr_schedule"};
+const std::set<std::string, std::less<>> optimizers{"adamw", "adam", "sgd", "lion", "adafactor", "muon"};
+
 std::optional<bool> truth_of(const std::string& value) {
   bool truth = false;
   if (!YAML::convert<bool>::decode(YAML::Node(value), truth)) return std::nullopt;
@@ -57,17 +62,19 @@ class ConfigFile {
   // As the options of the command line are called; of the optimizers' own those of `optimizer`, or of the
   // one that the file names.
   std::vector<Entry> read(std::string optimizer) {
+    std::string text;
     try {
-      const auto documents = YAML::LoadAllFromFile(path_);
+      text = read_file(path_);
+    } catch (const InputError& error) {
+      throw InputError(fmt::format("--config: {}", error.what()));
+    }
+    try {
+      const auto documents = YAML::LoadAll(text);
       if (documents.size() > 1) throw wrong("it has several documents: give one");
       if (documents.empty() || !documents.front().IsMap()) throw wrong("it is no mapping of options");
       flatten(documents.front(), {});
-    } catch (const YAML::BadFile&) {
-      throw wrong("it cannot be read");
     } catch (const YAML::Exception& error) {
       throw wrong(error.mark.line + 1, error.msg);
-    } catch (const std::ios_base::failure& error) {
-      throw wrong("it cannot be read: is it a file?");
     }
     for (const auto& entry : entries_)
       if (entry.name == "optimizer" && optimizer.empty()) optimizer = entry.values.front();
@@ -76,6 +83,11 @@ class ConfigFile {
       const std::string_view group = "optimizer-config.";
       if (entry.name.starts_with(group)) {
         const std::string own = fmt::format("{}{}.", group, optimizer.empty() ? "adamw" : optimizer);
+        const auto dot = entry.name.find('.', group.size());
+        if (dot == entry.name.npos ||
+            !optimizers.contains(entry.name.substr(group.size(), dot - group.size())))
+          throw wrong(entry.line,
+                      fmt::format("{}: give optimizer_config: {{OPTIMIZER: {{…}}}}", entry.given));
         if (!entry.name.starts_with(own)) continue;
         entry.name = std::string(group) + entry.name.substr(own.size());
       }
@@ -106,12 +118,11 @@ class ConfigFile {
       if (++seen_ > most || path.size() > deepest) throw wrong(entry.line, "it has too many options");
       const YAML::Node& value = pair.second;
       if (!names_.insert(entry.name).second)
-        throw wrong(entry.line, fmt::format("{} stands there twice", entry.given));
-      if (value.IsMap()) {
-        if (value.size() == 0 && outer.empty())
-          throw wrong(entry.line, fmt::format("{} has no value", entry.given));
-        flatten(value, path);
-      }
+        throw wrong(entry.line, fmt::format("{} stands there twice: give it once", entry.given));
+      const bool empty = (value.IsMap() || value.IsSequence()) && value.size() == 0;
+      if (empty && !groups.contains(path.front()))
+        throw wrong(entry.line, fmt::format("{} has no value: give one, or leave it out", entry.given));
+      if (value.IsMap()) flatten(value, path);
       if (value.IsScalar()) entry.values.push_back(value.Scalar());
       for (std::size_t i = 0; value.IsSequence() && i < value.size(); ++i)
         entry.values.push_back(value[i].as<std::string>());
@@ -171,13 +182,18 @@ class ConfigFile {
   std::size_t seen_ = 0;
 };
 
-void give(CLI::App& verb, const ConfigFile& file, const Entry& entry) {
+// `filled`: the options that entries before gave.
+void give(CLI::App& verb, const ConfigFile& file, const Entry& entry, std::set<std::string>& filled) {
   auto* option = verb.get_option_no_throw("--" + entry.name);
   if (option == nullptr || entry.name == "help") {
     throw file.wrong(entry.line, fmt::format("there is no option \"{}\"; tandem {} --help lists them",
                                              entry.given, verb.get_name()));
   }
-  if (!option->empty()) return;  // the command line's
+  const bool again = !filled.insert(entry.name).second;
+  if (again && entry.name != "learning-rate")  // a schedule has one of its own
+    throw file.wrong(entry.line,
+                     fmt::format("{} is given twice, by another name too: give one", entry.given));
+  if (!option->empty()) return;  // the command line's, or the schedule's
   try {
     if (option->get_expected_min() == 0) {
       if (entry.values.size() > 1) throw file.wrong(entry.line, entry.given + " takes one value");
@@ -203,8 +219,9 @@ void add_config_flag(CLI::App& verb) {
         const auto* optimizer = verb.get_option_no_throw("--optimizer");
         const bool chosen = optimizer != nullptr && !optimizer->empty();
         ConfigFile file(path);
+        std::set<std::string> filled;
         for (const auto& entry : file.read(chosen ? optimizer->results().back() : ""))
-          give(verb, file, entry);
+          give(verb, file, entry, filled);
       },
       "A YAML file of options, as mlx_lm.lora has them too; those of the command line come first");
 }
@@ -222,7 +239,7 @@ std::string config_text(const CLI::App& verb) {
         others += fmt::format("# {}: {}\n", name, option->get_default_str());
       continue;
     }
-    const auto& values = option->results();
+    const auto values = option->reduced_results();
     given << YAML::Key << name << YAML::Value;
     if (values.size() == 1) {
       given << values.front();

@@ -55,7 +55,7 @@ inline CLI::Validator not_zero() {
   const auto check = [](const std::string& text) {
     int value = 0;
     const bool zero = CLI::detail::lexical_cast(text, value) && value == 0;
-    return zero ? std::string("0 is not allowed") : std::string();
+    return zero ? std::string("0 is not allowed: give -1 for all, or 1 or more") : std::string();
   };
   return CLI::Validator(check, "");
 }

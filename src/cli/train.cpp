@@ -43,8 +43,10 @@ std::vector<TrainLog::Fact> facts_of(const TrainFlags& flags, const parallel::Pl
                      : plan.world_size() > 1 ? ", " + flags.parallel
                                              : "") +
                     (t.replicas > 1 && t.shares.empty() ? fmt::format(", {} replicas", t.replicas) : "")},
-      {"Steps",
-       fmt::format("{}, each of {}", flags.iters, counted(flags.batch_size * flags.accumulation, "text"))},
+      {"Steps", fmt::format("{}, each of {}", flags.iters,
+                            counted(static_cast<std::size_t>(flags.batch_size) *
+                                        static_cast<std::size_t>(flags.accumulation),
+                                    "text"))},
       {"Optimizer", fmt::format("{}{}, {} at most, {}", t.optimizer, t.optimizer_bits == 8 ? " in 8 bit" : "",
                                 flags.schedule.peak, flags.schedule.name)}};
 }
@@ -179,26 +181,30 @@ bool train_in_groups(const TrainFlags& flags, TrainRun& run,
   }
 }
 
-// An order of a step is one line of JSON.
-void check_step_size(const TrainFlags& flags, const train::Batches& batches) {
-  constexpr std::size_t id_bytes = 8;  // with a comma
-  const auto tokens = static_cast<std::size_t>(batches.most_rows() + flags.batch_size) *
-                      static_cast<std::size_t>(flags.accumulation);
-  if (tokens <= limits::pipe_line_bytes / id_bytes) return;
+// An order to the workers is one line of JSON.
+void check_orders(const TrainFlags& flags, const Texts& texts, const train::Batches& batches) {
+  constexpr std::size_t id_bytes = 8, most = limits::pipe_line_bytes / id_bytes;  // with a comma
+  const auto tokens_of = [&](const train::Batches& some) {
+    return static_cast<std::size_t>(some.most_rows()) + static_cast<std::size_t>(some.size());
+  };
+  std::size_t tokens = tokens_of(batches) * static_cast<std::size_t>(flags.accumulation);
+  for (const auto* others : {&texts.valid, &texts.test})
+    if (!others->empty()) tokens = std::max(tokens, tokens_of({*others, flags.batch_size, /*seed=*/0}));
+  if (tokens <= most) return;
   throw InputError(fmt::format(
-      "a step has up to {} tokens, but one of at most {} can be handed to the workers: give a smaller "
+      "a step has up to {} tokens, but at most {} can be handed to the workers at once: give a smaller "
       "--batch-size or --grad-accumulation-steps",
-      tokens, limits::pipe_line_bytes / id_bytes));
+      tokens, most));
 }
 
 // Of all token ids: by it a run that goes on knows its texts.
-std::string mark_of(const std::vector<train::Sequence>& texts) {
-  std::uint64_t mark = 0;
+std::string digest_of(const std::vector<train::Sequence>& texts) {
+  std::uint64_t digest = 0;
   for (const auto& text : texts) {
-    mark = mixed(mark ^ static_cast<std::uint64_t>(text.loss_from));
-    for (const int id : text.ids) mark = mixed(mark ^ static_cast<std::uint64_t>(id));
+    digest = mixed(digest ^ static_cast<std::uint64_t>(text.loss_from));
+    for (const int id : text.ids) digest = mixed(digest ^ static_cast<std::uint64_t>(id));
   }
-  return fmt::format("{:016x}", mark);
+  return fmt::format("{:016x}", digest);
 }
 
 int run(TrainFlags flags) {
@@ -213,12 +219,12 @@ int run(TrainFlags flags) {
     throw InputError("training writes its results from rank 0: let the first host be \"local\"");
   auto texts = read_texts(flags, config, folder);
   const auto count = texts.train.size();
-  flags.data_mark = mark_of(texts.train);
+  flags.data_digest = digest_of(texts.train);
   const train::Batches batches(std::move(texts.train), flags.batch_size, flags.training.seed);
   training.most_rows = batches.most_rows();
   training.longest_row = batches.longest_row();
-  training.texts = std::min(flags.batch_size, static_cast<int>(count));
-  check_step_size(flags, batches);
+  training.texts = static_cast<int>(batches.size());
+  check_orders(flags, texts, batches);
   const auto lock = lock_folder(flags, folder);
   write_beside(flags, folder);
   note("{} in {} an epoch, {} for validation; {} on {}\n", counted(count, "text"),

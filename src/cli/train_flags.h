@@ -21,8 +21,8 @@ struct TrainFlags {
   std::string first_adapter;  // a file, to begin with
   cluster::Training training;
   ClusterFlags cluster;
-  std::string as_config;  // all of them, as --config takes them
-  std::string data_mark;  // of all token ids of the texts to train on
+  std::string as_config;    // all of them, as --config takes them
+  std::string data_digest;  // of all token ids of the texts to train on
 };
 
 // All weights; else an adapter.

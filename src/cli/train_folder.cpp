@@ -33,29 +33,32 @@ std::string dtype_of(const TrainFlags& flags, const json& config) {
   return name == "float32" ? "F32" : name == "float16" ? "F16" : "BF16";
 }
 
-// Of config.json and the ends of the weights: another model of the same shapes is told from it, a moved one
-// not.
-std::string mark_of(const fs::path& model) {
-  constexpr std::uintmax_t end_bytes = 4096;
-  std::uint64_t mark = fnv1a(read_file(model / "config.json"), 0);
+// Of config.json and of some bytes all over the weights: a moved model has the same, another one of its
+// shapes has not.
+std::string digest_of_model(const fs::path& model) {
+  constexpr std::uintmax_t samples = 64, sample_bytes = 4096;
+  std::uint64_t digest = fnv1a(read_file(model / "config.json"));
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(model))
     if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
   std::sort(files.begin(), files.end());
+  std::string sample(sample_bytes, 0);
   for (const auto& path : files) {
     std::ifstream file(path, std::ios::binary);
-    const auto size = fs::file_size(path);
-    file.seekg(static_cast<std::streamoff>(size - std::min(size, end_bytes)));
-    const std::string end{std::istreambuf_iterator<char>(file), {}};
-    mark = fnv1a(fmt::format("{} {}", size, end), mark);
+    const auto size = fs::file_size(path), past = size - std::min(size, sample_bytes);
+    for (std::uintmax_t i = 0; i <= samples; ++i) {
+      file.seekg(static_cast<std::streamoff>(past / samples * i + past % samples * i / samples));
+      file.read(sample.data(), static_cast<std::streamsize>(std::min(size, sample_bytes)));
+      digest = fnv1a(std::string_view(sample).substr(0, static_cast<std::size_t>(file.gcount())), digest);
+    }
   }
-  return fmt::format("{:016x}", mark);
+  return fmt::format("{:016x}", digest);
 }
 
 // What a run that goes on must have in common with what it goes on from.
 json fingerprint(const TrainFlags& flags, const fs::path& model) {
-  json all{{"model", mark_of(model)},
-           {"data", flags.data_mark},
+  json all{{"model", digest_of_model(model)},
+           {"data", flags.data_digest},
            {"method", flags.training.method},
            {"batch-size", flags.batch_size},
            {"grad-accumulation-steps", flags.accumulation},
@@ -92,7 +95,8 @@ void check_resumed(const TrainFlags& flags, const fs::path& model) {
     }
     const auto text = [](const json& one) { return one.is_null() ? "none" : one.dump(); };
     throw InputError(
-        fmt::format("--resume: {} began with --{} {}, not {}", flags.out, name, text(then), text(given)));
+        fmt::format("--resume: {} began with --{} {}, not {}: give what it began with, or another --out",
+                    flags.out, name, text(then), text(given)));
   }
 }
 
@@ -165,6 +169,11 @@ int last_checkpoint(const TrainFlags& flags) {
   return steps.empty() ? 0 : *std::max_element(steps.begin(), steps.end());
 }
 
+bool has_checkpoint_before(const TrainFlags& flags, int step) {
+  const auto steps = checkpoints(flags);
+  return std::any_of(steps.begin(), steps.end(), [step](int before) { return before < step; });
+}
+
 void remove_checkpoints_before(const TrainFlags& flags, int step) {
   for (const int before : checkpoints(flags))
     if (before < step) fs::remove(checkpoint_file(flags, before));
@@ -186,9 +195,9 @@ void write_beside(const TrainFlags& flags, const fs::path& model) {
   const fs::path out = flags.out;
   // One that ended before its first checkpoint begins again.
   const bool resumed = flags.resume && fs::exists(out / "run.json");
-  if (resumed) check_resumed(flags, model);
+  resumed ? check_resumed(flags, model) : check_empty(flags);
+  write_file(out / "train.yaml", flags.as_config);
   if (resumed && last_checkpoint(flags) > 0) return;
-  if (!resumed) check_empty(flags);
   if (flags.resume) note("{} has no checkpoint: it begins at step 1\n", flags.out);
   fs::remove(out / "metrics.jsonl");
   if (!trains_all(flags)) {
@@ -202,7 +211,6 @@ void write_beside(const TrainFlags& flags, const fs::path& model) {
       config[key] = dtype == "F32" ? "float32" : dtype == "F16" ? "float16" : "bfloat16";
     write_file(out / "config.json", config.dump(2) + '\n');
   }
-  write_file(out / "train.yaml", flags.as_config);
   write_file(out / "run.json", fingerprint(flags, model).dump(2) + '\n');
 }
 

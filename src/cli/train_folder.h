@@ -21,6 +21,8 @@ std::filesystem::path weights_file(const TrainFlags& flags);
 std::filesystem::path checkpoint_file(const TrainFlags& flags, int step);
 // The step of the last checkpoint; 0: there is none.
 int last_checkpoint(const TrainFlags& flags);
+// Whether there is an older one.
+bool has_checkpoint_before(const TrainFlags& flags, int step);
 void remove_checkpoints_before(const TrainFlags& flags, int step);
 
 // Makes the folder, which is this run's alone while the lock lives. InputError where it cannot be made, is

@@ -33,7 +33,7 @@ TrainLog::TrainLog(std::filesystem::path folder, std::vector<Fact> facts)
       events_(folder_, hardware::host_name()) {}
 
 void TrainLog::go_on_after(int step) {
-  const auto come_again = [step](const json& line) { return line.value("step", 0) > step; };
+  const auto come_again = [step](const json& line) { return step == 0 || line.value("step", 0) > step; };
   std::erase_if(lines_, come_again);
   metrics_.close();
   try {
@@ -44,7 +44,7 @@ void TrainLog::go_on_after(int step) {
     warn(error.what());
   }
   metrics_.open(folder_ / "metrics.jsonl", std::ios::app);
-  if (step > 0) events_.begin_after(step);
+  events_.begin_after(step);
 }
 
 void TrainLog::note(const json& line) {

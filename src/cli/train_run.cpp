@@ -32,23 +32,20 @@ json TrainRun::carry_out(const json& order) {
   });
 }
 
-int TrainRun::begin(train::Batches& batches) {
-  const int done = last_checkpoint(flags_);
-  if (done > 0) {
-    carry_out({{"restore", {{"file", checkpoint_file(flags_, done).string()}}}});
-    batches.skip(done * flags_.accumulation);
-    if (done < flags_.iters) note("going on after step {}\n", done);
-  } else if (!flags_.first_adapter.empty()) {
-    carry_out({{"load",
-                {{"file", fs::absolute(fs::is_directory(flags_.first_adapter)
-                                           ? fs::path(flags_.first_adapter) / "adapters.safetensors"
-                                           : fs::path(flags_.first_adapter))
-                              .string()}}}});
-  }
-  log_.go_on_after(done);
-  saved_ = done;
+void TrainRun::begin(train::Batches& batches) {
+  saved_ = last_checkpoint(flags_);
+  first_ = saved_ + 1;
   taken_ = left_out_in_a_row_ = 0;
-  return done;
+  if (saved_ > 0) {
+    carry_out({{"restore", {{"file", checkpoint_file(flags_, saved_).string()}}}});
+    batches.skip(std::int64_t{saved_} * flags_.accumulation);
+    if (saved_ < flags_.iters) note("going on after step {}\n", saved_);
+  } else if (!flags_.first_adapter.empty()) {
+    const fs::path given = fs::absolute(flags_.first_adapter);
+    carry_out(
+        {{"load", {{"file", (fs::is_directory(given) ? given / "adapters.safetensors" : given).string()}}}});
+  }
+  log_.go_on_after(saved_);
 }
 
 bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
@@ -56,7 +53,7 @@ bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
   conductor_ = &conductor;
   nll_ = seconds_ = link_s_ = 0;
   tokens_ = 0;
-  first_ = begin(batches) + 1;
+  begin(batches);
   start_ = Clock::now();
   const struct Clearer {
     StatusLine& line;
@@ -71,25 +68,34 @@ bool TrainRun::train(cluster::Conductor& conductor, train::Batches batches,
     if (i % flags_.evaluate_every == 0 || last) evaluate(i, valid);
     const bool stopped = InterruptGuard::interrupted();
     if (stopped || i % flags_.save_every == 0 || last) save(i);
-    if (last && taken_ == 0 && saved_ < i)
-      diverged(i, fmt::format("no gradient since step {} was finite", saved_));
+    if (last && left_out_in_a_row_ > 0 && saved_ < first_) diverged(i, "no gradient was finite");
     if (left_out_in_a_row_ == 0 && (stopped || last)) remove_checkpoints_before(flags_, saved_);
-    if (stopped) return last;
+    if (stopped) return last && test.empty();
   }
-  if (skipped_ > 0) note("{} left out, whose gradient was not finite\n", counted(skipped_, "step"));
+  if (skipped_ > 0) note("{} left out in all\n", counted(skipped_, "step"));
   if (!test.empty() && flags_.test_batches != 0) evaluate_test(test);
   return true;
 }
 
-// Nothing that is not finite takes the place of what an earlier step left. Where no step could be taken from
-// the last checkpoint, nothing can come of that either.
+// What is not finite takes no place of what was. An older checkpoint is there until a step was taken from the
+// last one: where none could be, that goes, and the result is the older one's again.
 void TrainRun::diverged(int number, const std::string& what) {
-  if (taken_ == 0 && before_ > 0) fs::remove(checkpoint_file(flags_, std::exchange(saved_, before_)));
-  const std::string rest =
-      saved_ == 0
-          ? "nothing was saved: begin again with a smaller --learning-rate"
-          : fmt::format("go on from its checkpoint of step {} by --resume with a smaller --learning-rate",
-                        saved_);
+  const bool others = saved_ >= first_ || has_checkpoint_before(flags_, saved_);
+  if (taken_ == 0 && saved_ > 0 && others) {
+    fs::remove(checkpoint_file(flags_, saved_));
+    saved_ = last_checkpoint(flags_);
+  }
+  std::string rest = "nothing was saved: begin again with a smaller --learning-rate";
+  if (saved_ == 0) {
+    fs::remove(weights_file(flags_));
+  } else {
+    carry_out({{"restore", {{"file", checkpoint_file(flags_, saved_).string()}}}});
+    save_result();
+    rest = fmt::format(
+        "its result and checkpoint are those of step {}: go on by --resume with a smaller "
+        "--learning-rate",
+        saved_);
+  }
   throw InputError(fmt::format("step {}: {}: the run has diverged; {}", number, what, rest));
 }
 
@@ -112,8 +118,9 @@ void TrainRun::step(int number, train::Batches& batches) {
     const bool scaled = flags_.training.dtype == "float16";
     say("step {}: the gradient is not finite{}; the step is left out on every rank\n", number,
         scaled ? " in float16, whose loss is scaled by half as much from now on" : "");
-    if (++left_out_in_a_row_ == most_left_out)
-      diverged(number, fmt::format("no gradient of {} steps was finite", most_left_out));
+    const int most = scaled ? most_left_out_of_float16 : most_left_out;
+    if (++left_out_in_a_row_ == most)
+      diverged(number, fmt::format("no gradient of {} steps was finite", most));
     return;
   }
   left_out_in_a_row_ = 0;
@@ -185,6 +192,9 @@ double TrainRun::loss_of(const std::vector<train::Sequence>& texts, int batches)
 void TrainRun::evaluate(int number, const std::vector<train::Sequence>& valid) {
   if (valid.empty() || flags_.evaluate_batches == 0) return;
   last_valid_ = loss_of(valid, flags_.evaluate_batches);
+  if (!std::isfinite(last_valid_) && number == 0)
+    throw InputError(
+        "the validation loss is not finite before any step: the model, or the adapter, has such numbers");
   if (!std::isfinite(last_valid_)) diverged(number, "the validation loss is not finite");
   say("step {:>{}} of {}  validation loss {:.4f}\n", number, std::to_string(flags_.iters).size(),
       flags_.iters, last_valid_);
@@ -197,14 +207,16 @@ void TrainRun::evaluate_test(const std::vector<train::Sequence>& texts) {
   if (std::isfinite(test_loss_)) log_.note({{"step", flags_.iters}, {"test_loss", test_loss_}});
 }
 
-// The result so far, and the checkpoint to go on from, in place of the one before as soon as a step was taken
-// from it.
+void TrainRun::save_result() {
+  carry_out({{"save", {{"file", weights_file(flags_).string()}, {"dtype", dtype_}}}});
+}
+
+// The result so far, and the checkpoint to go on from; of steps that changed nothing neither.
 void TrainRun::save(int number) {
-  // Of float16 the scale of the loss too.
-  if (taken_ > 0 || saved_ == 0 || flags_.training.dtype == "float16") {
-    carry_out({{"save", {{"file", weights_file(flags_).string()}, {"dtype", dtype_}}}});
+  if (taken_ > 0) {
+    save_result();
     carry_out({{"keep", {{"file", checkpoint_file(flags_, number).string()}}}});
-    before_ = std::exchange(saved_, number);
+    saved_ = number;
     taken_ = 0;
   }
   log_.write_report();

@@ -36,12 +36,12 @@ class TrainRun {
   static constexpr double not_there = std::numeric_limits<double>::quiet_NaN();
 
   // Of steps in a row: float16 finds the scale of its loss in some twenty.
-  static constexpr int most_left_out = 50;
+  static constexpr int most_left_out = 5, most_left_out_of_float16 = 50;
 
   nlohmann::json carry_out(const nlohmann::json& order);
   [[noreturn]] void diverged(int number, const std::string& what);
-  // The step that the run goes on from, which the group knows then; 0: it begins.
-  int begin(train::Batches& batches);
+  // From the last checkpoint on, where there is one.
+  void begin(train::Batches& batches);
   void step(int number, train::Batches& batches);
   void report(int number);
   // Draws over the line on a terminal that says how far the run is.
@@ -58,6 +58,7 @@ class TrainRun {
   // After so many steps.
   void evaluate(int number, const std::vector<train::Sequence>& valid);
   void evaluate_test(const std::vector<train::Sequence>& texts);
+  void save_result();
   void save(int number);
 
   const TrainFlags& flags_;
@@ -76,8 +77,8 @@ class TrainRun {
   std::int64_t all_tokens_ = 0;
   std::uint64_t peak_bytes_ = 0;
   int skipped_ = 0, left_out_in_a_row_ = 0;
-  int saved_ = 0, before_ = 0;  // the steps of the last checkpoints; 0: there is none
-  int taken_ = 0;               // steps since the last one
+  int saved_ = 0;  // the step of the last checkpoint; 0: there is none
+  int taken_ = 0;  // steps since the last one
 };
 
 }  // namespace tandem::cli

@@ -114,12 +114,12 @@ void multiply_row_as_tiles(const Multiply& args, std::int64_t index, std::int64_
   __m512 sums[2][vectors];
   for (auto& panel : sums)
     for (auto& sum : panel) sum = Avx512::zero();
-  const auto add_term = [&](const std::uint16_t* x, bool asks_ahead) {
+  const auto add_term = [&](const std::uint16_t* term_x, bool asks_ahead) {
     __m512 even[2][vectors], odd[2][vectors];
     for (int p = 0; p < 2; ++p)
       for (int v = 0; v < vectors; ++v) even[p][v] = odd[p][v] = Avx512::zero();
     for (std::int64_t pair = 0; pair < tile_height; ++pair) {
-      const auto both = read<std::uint32_t>(x + 2 * pair);
+      const auto both = read<std::uint32_t>(term_x + 2 * pair);
       const __m512 first = Avx512::broadcast(__builtin_bit_cast(float, both << 16)),
                    second = Avx512::broadcast(__builtin_bit_cast(float, both & 0xffff0000U));
       for (int p = 0; p < 2; ++p) {

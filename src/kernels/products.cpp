@@ -15,6 +15,12 @@ const PanelLoops*& chosen_loops() {
   return loops;
 }
 
+// Of the chosen ones, what leaves x of bfloat16 matrices as it is.
+const PanelLoops*& exact_loops() {
+  static const PanelLoops* loops = find_loops();
+  return loops;
+}
+
 bool& float32_rows() {
   static bool wanted = false;
   return wanted;
@@ -27,7 +33,7 @@ std::atomic<std::uint64_t>& bytes_read() {
 
 // Of a thread, by kind of row.
 std::byte* scratch_of(Activation activation, std::size_t bytes) {
-  thread_local std::vector<std::byte> scratch[4];
+  thread_local std::vector<std::byte> scratch[static_cast<int>(Activation::int8) + 1];
   auto& memory = scratch[static_cast<int>(activation)];
   if (memory.size() < bytes) memory.resize(bytes);
   return memory.data();
@@ -59,22 +65,28 @@ const std::byte* made_panel(const Operand& operand, std::int64_t index) {
   return made.data();
 }
 
+void choose_exact_loops() {
+  const PanelLoops* loops = chosen_loops();
+  exact_loops() = loops->bf16_terms != 1       ? loops
+                  : loops == find_loops("amx") ? find_loops("amx_float32")
+                                               : find_loops("avx512");
+}
+
 }  // namespace
 
-void use_activations(Activations activations) { float32_rows() = activations == Activations::float32; }
+void use_activations(Activations activations) {
+  float32_rows() = activations == Activations::float32;
+  choose_exact_loops();
+}
 
 void use_loops(const char* name) {
   const PanelLoops* loops = find_loops(name);
   if (!loops) throw std::invalid_argument(std::string("this processor does not have ") + name);
   chosen_loops() = loops;
+  choose_exact_loops();
 }
 
-const PanelLoops& current_loops() {
-  const PanelLoops* loops = chosen_loops();
-  if (!float32_rows() || loops->bf16_terms != 1) return *loops;
-  const PanelLoops* exact = loops == find_loops("amx") ? find_loops("amx_float32") : find_loops("avx512");
-  return *exact;
-}
+const PanelLoops& current_loops() { return float32_rows() ? *exact_loops() : *chosen_loops(); }
 
 Operand packed_operand(const PackedMatrix& matrix) {
   const PanelShape& shape = matrix.shape();

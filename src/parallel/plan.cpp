@@ -225,10 +225,9 @@ void check_stage(int ranks, const Divisible& model) {
   }
   const auto check = [&](const char* name, int parts) {
     if (ranks <= parts) return;
-    throw InputError(
-        fmt::format("{} ranks, but the model's {} can be cut into {} at most, quantised ones between groups: "
-                    "use fewer ranks, or stages or replicas of them",
-                    ranks, name, parts));
+    throw InputError(fmt::format(
+        "{} ranks, but the model's {} can be cut into {} at most: use fewer ranks, or several stages", ranks,
+        name, parts));
   };
   // A model of experts alone has no other ffn; 0 columns are none.
   if (model.ffn_columns > 0 || model.experts == 0) check("ffn", model.ffn_columns);

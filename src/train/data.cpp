@@ -44,8 +44,8 @@ ordered_json content_of(const ordered_json& message) {
     throw InputError(
         fmt::format("a message of role {} has no text as its \"content\"", message["role"].dump()));
   for (const auto& part : content) {
-    const bool is_text = part.is_object() && part.value("type", "") == "text" && part.contains("text") &&
-                         part["text"].is_string();
+    const bool is_text = part.is_object() && part.value("type", ordered_json()) == "text" &&
+                         part.contains("text") && part["text"].is_string();
     if (!is_text)
       throw InputError(fmt::format("a part of a message's \"content\" is no text: {}", part.dump()));
     text += part["text"].get_ref<const std::string&>();
@@ -86,7 +86,8 @@ bool next_line(std::istream& file, std::string& line) {
     file.getline(part, sizeof part);
     line.append(part, static_cast<std::size_t>(file.gcount() - (file.good() ? 1 : 0)));  // the end counts too
     if (line.size() > limits::small_file_bytes)
-      throw InputError(fmt::format("it is longer than {} bytes", limits::small_file_bytes));
+      throw InputError(
+          fmt::format("it is longer than {} bytes: cut it into several texts", limits::small_file_bytes));
     if (file.bad()) throw InputError("it cannot be read");
     if (file.eof()) return !line.empty();
     if (!file.fail()) return true;

@@ -81,6 +81,7 @@ class Batches {
   const std::vector<Sequence>& next();
   // As if next() had been called so often.
   void skip(std::int64_t count);
+  std::size_t size() const { return size_; }  // texts of a batch
   int in_an_epoch() const;
   int most_rows() const;    // tokens to predict from that a batch may have
   int longest_row() const;  // those of the longest text

@@ -80,7 +80,7 @@ void EventFile::begin_after(std::int64_t step) {
   std::string session;
   put_key(session, 1, Wire::varint);  // status
   put_varint(session, 1);             // START
-  std::string event = begun_event(step + 1);
+  std::string event = begun_event(step > 0 ? step + 1 : 0);
   put_bytes(event, 7, session);
   write(event);
 }

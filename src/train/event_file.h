@@ -21,7 +21,7 @@ class EventFile {
   // FOLDER/events.out.tfevents.SECONDS.HOST, new. A file that cannot be written is left out: `ok` says so.
   EventFile(const std::filesystem::path& folder, const std::string& host);
 
-  // What other files of the folder have of later steps counts no more (SessionLog.START).
+  // What other files of the folder have of later steps, of 0 all, counts no more (SessionLog.START).
   void begin_after(std::int64_t step);
   void add(std::int64_t step, const std::vector<std::pair<std::string, float>>& scalars);
   bool ok() const { return file_.good(); }

@@ -140,9 +140,9 @@ mx::array read_whole(const weights::SafetensorsFile& file, const weights::Slice&
   }
   mx::array whole = empty_on_cpu(slice, to_mlx(found->second.dtype));
   file.read(found->second.begin, whole.nbytes(), whole.data<char>());
-  if (whole.dtype() == mx::float32) return whole;
-  whole = mx::astype(whole, mx::float32, mx::Device::cpu);
-  whole.eval();
+  if (whole.dtype() != mx::float32) whole = mx::astype(whole, mx::float32, mx::Device::cpu);
+  if (!mx::all(mx::isfinite(whole, mx::Device::cpu), mx::Device::cpu).item<bool>())
+    throw wrong(fmt::format("has numbers in \"{}\" that are not finite", slice.name));
   return whole;
 }
 

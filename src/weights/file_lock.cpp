@@ -17,15 +17,14 @@ std::optional<FileLock> FileLock::try_lock(const std::filesystem::path& file) {
   std::filesystem::create_directories(file.parent_path(), error);
   const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (descriptor < 0) {
-    throw InputError(fmt::format(
-        "cannot make the lock {}: {}; is the cache's folder yours to write? HF_HOME names another",
-        file.string(), std::strerror(errno)));
+    throw InputError(fmt::format("cannot make the lock {}: {}; is the folder yours to write?", file.string(),
+                                 std::strerror(errno)));
   }
   FileLock lock(descriptor);
   if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return lock;
   if (errno == EWOULDBLOCK) return std::nullopt;
-  throw InputError(fmt::format("cannot lock {}: {}; put the cache on another file system (HF_HOME)",
-                               file.string(), std::strerror(errno)));
+  throw InputError(fmt::format("cannot lock {}: {}; put the folder on another file system", file.string(),
+                               std::strerror(errno)));
 }
 
 FileLock::~FileLock() {

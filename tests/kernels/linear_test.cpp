@@ -108,25 +108,29 @@ TEST_F(LinearTest, BfloatPairsMultiplyRoundedRows) {
   }
 }
 
-// What bfloat16 cannot hold in one term, and what has no terms.
+// What bfloat16 cannot hold in one term, in whole tiles and in what is left; and what has no terms.
 TEST_F(LinearTest, FloatsMeetBfloatPairsUnrounded) {
   constexpr float huge = 3.4e38F, inf = std::numeric_limits<float>::infinity();
-  const std::vector<float> row{1 + 0x1p-23F, huge, -huge, 1e-30F, 0.1F, -0.0F, 1 / 3.0F, 16777215.0F};
-  const int size = static_cast<int>(row.size());
-  const mx::array w = mx::eye(size, mx::bfloat16);
+  const std::vector<float> numbers{1 + 0x1p-23F, huge, -huge, 1e-30F, 0.1F, -0.0F, 1 / 3.0F, 16777215.0F};
   for (const char* name : {"portable", "avx512", "amx_float32"}) {
     if (!find_loops(name)) continue;
     use_loops(name);
-    for (const int rows : {1, 3, 33}) {
-      const mx::array x = mx::broadcast_to(mx::array(row.data(), {1, size}), {rows, size});
-      const auto y = floats(run(x, pack(dense(w))));
-      for (int i = 0; i < rows * size; ++i) ASSERT_EQ(y[i], row[i % size]) << name << " " << i;
-      const auto wild = floats(
-          run(mx::array({inf, 1.0F, -inf, 2.0F}, {2, 2}), pack(dense(mx::ones({1, 2}, mx::bfloat16)))));
-      EXPECT_EQ(wild, (std::vector{inf, -inf})) << name;
-      EXPECT_TRUE(std::isnan(
-          floats(run(mx::array({std::nanf("")}, {1, 1}), pack(dense(mx::ones({1, 1}, mx::bfloat16)))))[0]));
+    for (const int size : {8, 64, 72}) {
+      std::vector<float> row;
+      for (int i = 0; i < size; ++i) row.push_back(numbers[static_cast<std::size_t>(i) % numbers.size()]);
+      const Matrix same = pack(dense(mx::eye(size, mx::bfloat16)));
+      for (const int rows : {1, 3, 33}) {
+        const mx::array x = mx::broadcast_to(mx::array(row.data(), {1, size}), {rows, size});
+        const auto y = floats(run(x, same));
+        for (int i = 0; i < rows * size; ++i)
+          ASSERT_EQ(y[i], row[i % size]) << name << " " << size << " " << i;
+      }
     }
+    const auto wild =
+        floats(run(mx::array({inf, 1.0F, -inf, 2.0F}, {2, 2}), pack(dense(mx::ones({1, 2}, mx::bfloat16)))));
+    EXPECT_EQ(wild, (std::vector{inf, -inf})) << name;
+    const mx::array none({std::nanf("")}, {1, 1});
+    EXPECT_TRUE(std::isnan(floats(run(none, pack(dense(mx::ones({1, 1}, mx::bfloat16)))))[0])) << name;
   }
 }
 

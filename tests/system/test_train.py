@@ -6,7 +6,7 @@ import struct
 import pytest
 from conftest import DEMO_MODEL, ROOT, release_only, run_tandem
 from safetensors_file import read_tensors
-from training import QUESTIONS, SGD, SPLITS, TEXTS, curve_of, folder_of, losses, perplexity, raw_tensors, train_some, write_data, write_ids
+from training import QUESTIONS, SGD, SPLITS, TEXTS, curve_of, folder_of, losses, perplexity, train_some, write_data, write_ids
 
 GRADIENTS = json.loads((ROOT / "tests/golden/gradients.json").read_text())
 RATE = 1000  # of one step of plain descent, whose change is the gradient times this
@@ -81,8 +81,8 @@ def test_a_run_leaves_events_and_a_report(tmp_path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "valid_loss" in line] == [0, 3, 6]
     (file,) = out.glob("events.out.tfevents.*")
-    version, *events = read_events(file)
-    assert b"brain.Event:2" in version and len(events) == len(lines)
+    version, begun, *events = read_events(file)
+    assert b"brain.Event:2" in version and begun.endswith(b":\x02\x08\x01") and len(events) == len(lines)
     for event, line in zip(events, lines):
         for name, value in line.items():
             if name != "step":
@@ -306,29 +306,6 @@ def test_numbers_that_no_training_takes(option, value, tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
     done = run_tandem("train", DEMO_MODEL, "--data", data, "--out", tmp_path / "out", option, value)
     assert done.returncode == 2 and f"{option}: {value} is not allowed".encode() in done.stderr, done.stderr.decode()
-
-
-@pytest.mark.parametrize("validates", [True, False])
-def test_a_diverged_run_keeps_what_was_finite(validates, tmp_path):
-    data, out = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out"
-    if validates:
-        write_data(data, QUESTIONS[:4], "valid.jsonl")
-    assert train_some(data, out, "--iters", 3).returncode == 0
-    # Step 4 is taken, and saved; from it there is no other.
-    done = train_some(data, out, "--iters", 12, "--resume", "--learning-rate", 1e30, "--save-every", 1, "--json")
-    assert done.returncode == 2 and b"has diverged; go on from its checkpoint of step 3 by" in done.stderr, done.stderr.decode()
-    assert [file.name for file in out.glob("checkpoint*")] == ["checkpoint-000003.safetensors"]
-    assert train_some(data, out, "--iters", 6, "--resume").returncode == 0
-    assert train_some(data, tmp_path / "whole", "--iters", 6).returncode == 0
-    assert raw_tensors(out) == raw_tensors(tmp_path / "whole")
-
-
-def test_a_run_that_diverges_at_once_leaves_nothing(tmp_path):
-    data = write_data(tmp_path / "data", QUESTIONS)
-    write_data(data, QUESTIONS[:4], "valid.jsonl")
-    done = train_some(data, tmp_path / "out", "--iters", 3, "--steps-per-eval", 1, "--learning-rate", 1e30)
-    assert done.returncode == 2 and b"step 1: the validation loss is not finite: the run has diverged; nothing was saved" in done.stderr
-    assert b"json.exception" not in done.stderr and not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_a_tokenizer_of_its_own(tmp_path):

@@ -66,7 +66,7 @@ def test_the_command_line_comes_before_the_file(tmp_path):
 
 def test_a_run_is_repeated_by_the_file_that_it_leaves(tmp_path):
     data = write_data(tmp_path / "data", QUESTIONS)
-    train(DEMO_MODEL, "--data", data, "--out", tmp_path / "first", *AS_FLAGS)
+    train(DEMO_MODEL, "--data", data, "--out", tmp_path / "first", *AS_FLAGS, "--skip-bad-data", "--skip-bad-data", "--iters", 6)
     done = run_tandem("train", "--config", tmp_path / "first/train.yaml", "--out", tmp_path / "second")
     assert done.returncode == 0, done.stderr.decode()
     assert raw_tensors(tmp_path / "first") == raw_tensors(tmp_path / "second")
@@ -81,7 +81,10 @@ def test_a_run_is_repeated_by_the_file_that_it_leaves(tmp_path):
     ("lora_parameters:\n  dropout: 0.1\n", "line 2: lora_parameters.dropout 0.1: there is no dropout"),
     ("lora_parameters:\n  alpha: 16\n", 'line 2: there is no option "lora_parameters.alpha"'),
     ("seed: 1\nseed: 2\n", "line 2: seed stands there twice"),
-    ("batch_size: {}\n", "line 1: batch_size has no value"),
+    ("batch_size: {}\n", "line 1: batch_size has no value"), ("batch_size: []\n", "line 1: batch_size has no value"),
+    ("lora_rank: 4\nlora_parameters: {rank: 2}\n", "line 2: lora_parameters.rank is given twice"),
+    ("optimizer_config: {weight_decay: 0.5}\n", "optimizer_config: {OPTIMIZER: {"),
+    ("optimizer_config: {adamW: {betas: [0.9, 0.99]}}\n", "optimizer_config: {OPTIMIZER: {"),
     ("batch_size: {a: 1}\n", 'there is no option "batch_size.a"'),
     ("seed: 1\n---\nseed: 2\n", "several documents"),
     ("seed: -1\n", "line 1: --seed"),
@@ -89,7 +92,7 @@ def test_a_run_is_repeated_by_the_file_that_it_leaves(tmp_path):
     ("lora_parameters: {dropout: [0, 5]}\n", "lora_parameters.dropout takes one value"),
     ("optimizer_config: {adamw: {eps: 1e-6}}\n", "optimizer_config.adamw.eps 1e-6: it is 1e-8 here"),
     ("x: &a {b: *a}\n", "too many options"),
-    ("a: &a {x: {}, y: {}}\n" + "".join(f"{b}: &{b} {{x: *{a}, y: *{a}, z: *{a}}}\n" for a, b in zip("abcdef", "bcdefg")), "too many options"),
+    ("a: &a {x: 1, y: 2}\n" + "".join(f"{b}: &{b} {{x: *{a}, y: *{a}, z: *{a}}}\n" for a, b in zip("abcdef", "bcdefg")), "too many options"),
     ("- iters\n", "no mapping"),
     ("", "no mapping"),
     ("iters: [1, 2\n", "line"),
@@ -108,7 +111,7 @@ def test_what_a_file_has_wrong_is_named(text, why, tmp_path):
 @pytest.mark.parametrize("name", ["none.yaml", ""])
 def test_a_file_that_is_none_is_named(name, tmp_path):
     done = run_tandem("train", DEMO_MODEL, "--data", tmp_path, "--config", tmp_path / name)
-    assert done.returncode == 2 and f"--config {tmp_path / name}: it cannot be read" in done.stderr.decode()
+    assert done.returncode == 2 and f"--config: {tmp_path / name}" in done.stderr.decode(), done.stderr.decode()
 
 
 def test_an_optimizer_has_its_own_options(tmp_path):

@@ -37,9 +37,13 @@ TEST(Report, OfSeveralNumbersForAStepTheLastCounts) {
   EXPECT_EQ(points(twice), points(html_report("", {}, {line(1, 2), line(2, 1)})));
 }
 
-TEST(Report, NothingYetIsAPageWithoutCurves) {
-  EXPECT_EQ(count(html_report("t", {}, {}), "<svg"), 0u);
-  EXPECT_EQ(count(html_report("t", {}, {{{"step", 1}, {"train_loss", 1.0}}}), "<svg"), 0u);
+TEST(Report, NothingYetIsAPageWithoutCurves) { EXPECT_EQ(count(html_report("t", {}, {}), "<svg"), 0u); }
+
+TEST(Report, OneValueIsAPoint) {
+  const auto page = html_report("t", {}, {{{"step", 1}, {"train_loss", 1.25}}});
+  EXPECT_EQ(count(page, "<svg"), 1u);
+  EXPECT_EQ(count(page, "<circle class=\"a\""), 1u);
+  EXPECT_EQ(count(page, "Loss of training</td><td>1.2500, after step 1<"), 1u);
 }
 
 }  // namespace
