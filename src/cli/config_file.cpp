@@ -47,7 +47,6 @@ const std::map<std::string, const char*, std::less<>> always_true{
 
 // What mlx_lm.lora writes as mappings, perhaps empty ones.
 const std::set<std::string, std::less<>> groups{"optimizer_config", "lora_parameters", "lr_schedule"};
-const std::set<std::string, std::less<>> optimizers{"adamw", "adam", "sgd", "lion", "adafactor", "muon"};
 
 std::optional<bool> truth_of(const std::string& value) {
   bool truth = false;
@@ -84,8 +83,9 @@ class ConfigFile {
       if (entry.name.starts_with(group)) {
         const std::string own = fmt::format("{}{}.", group, optimizer.empty() ? "adamw" : optimizer);
         const auto dot = entry.name.find('.', group.size());
+        const auto named = entry.name.substr(group.size(), dot - group.size());
         if (dot == entry.name.npos ||
-            !optimizers.contains(entry.name.substr(group.size(), dot - group.size())))
+            std::find(optimizer_names.begin(), optimizer_names.end(), named) == optimizer_names.end())
           throw wrong(entry.line,
                       fmt::format("{}: give optimizer_config: {{OPTIMIZER: {{…}}}}", entry.given));
         if (!entry.name.starts_with(own)) continue;
@@ -104,6 +104,10 @@ class ConfigFile {
   }
   InputError wrong(int line, const std::string& why) const {
     return InputError(fmt::format("--config {}, line {}: {}", path_, line, why));
+  }
+  const std::string& only_value(const Entry& entry) const {
+    if (entry.values.size() == 1) return entry.values.front();
+    throw wrong(entry.line, fmt::format("{} takes one value", entry.given));
   }
 
  private:
@@ -128,11 +132,6 @@ class ConfigFile {
         entry.values.push_back(value[i].as<std::string>());
       if (!entry.values.empty()) entries_.push_back(std::move(entry));
     }
-  }
-
-  const std::string& only_value(const Entry& entry) const {
-    if (entry.values.size() == 1) return entry.values.front();
-    throw wrong(entry.line, fmt::format("{} takes one value", entry.given));
   }
 
   std::vector<Entry> options_of(Entry entry) const {
@@ -196,11 +195,11 @@ void give(CLI::App& verb, const ConfigFile& file, const Entry& entry, std::set<s
   if (!option->empty()) return;  // the command line's, or the schedule's
   try {
     if (option->get_expected_min() == 0) {
-      if (entry.values.size() > 1) throw file.wrong(entry.line, entry.given + " takes one value");
       // However YAML spells them; else as it is: of =auto and the like.
-      const auto truth = truth_of(entry.values.front());
+      const std::string& value = file.only_value(entry);
+      const auto truth = truth_of(value);
       if (truth == false) return;
-      option->add_result(option->get_flag_value(entry.name, truth ? "true" : entry.values.front()));
+      option->add_result(option->get_flag_value(entry.name, truth ? "true" : value));
     } else {
       for (const auto& value : entry.values) option->add_result(value);
     }

@@ -3,8 +3,12 @@
 
 #include <CLI/CLI.hpp>
 #include <string>
+#include <vector>
 
 namespace tandem::cli {
+
+// What --optimizer takes, and what optimizer_config may have options of.
+inline const std::vector<std::string> optimizer_names{"adamw", "adam", "sgd", "lion", "adafactor", "muon"};
 
 // Adds `--config FILE` to the verb, before any other option. The file is a YAML mapping of options by their
 // long names, with "_" or "-", and of the verb's MODEL; also as mlx_lm.lora has them: fine_tune_type,

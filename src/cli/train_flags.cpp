@@ -72,7 +72,7 @@ void add_optimizer_flags(CLI::App& verb, TrainFlags& flags) {
   auto& training = flags.training;
   verb.add_option("--optimizer", training.optimizer,
                   "What makes a step of a gradient; adam: adamw without its weight decay")
-      ->check(CLI::IsMember({"adamw", "adam", "sgd", "lion", "adafactor", "muon"}))
+      ->check(CLI::IsMember(optimizer_names))
       ->capture_default_str();
   verb.add_option("--optimizer-bits", training.optimizer_bits,
                   "Bits of each moment that adamw keeps of matrices: 8 takes a quarter of the memory of 32")

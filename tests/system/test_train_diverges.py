@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S, run_tandem
-from training import QUESTIONS, raw_tensors, train_some, write_data
+from training import QUESTIONS, raw_tensors, train_some, workers_of, write_data
 
 WILD = ["--learning-rate", 1e30]
 
@@ -65,7 +65,7 @@ def test_the_checkpoint_that_a_new_group_began_with_stays(data, tmp_path):
     for line in run.stderr:
         if line.startswith("step ") and int(line.split()[1]) > 6:
             break
-    (worker,) = (int(child) for child in open(f"/proc/{run.pid}/task/{run.pid}/children").read().split())
+    (worker,) = workers_of(run.pid)
     os.kill(worker, signal.SIGKILL)
     for line in run.stderr:
         if "going on after step" in line:

@@ -4,11 +4,10 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S, run_tandem
-from training import DORA, LORA, QUESTIONS, curve_of, train_some, write_data
+from training import DORA, LORA, QUESTIONS, begun, curve_of, train_some, workers_of, write_data
 
 
 def test_the_scale_of_a_float16_loss_outlives_a_stop(tmp_path):
@@ -97,21 +96,12 @@ def test_a_run_without_a_checkpoint_begins_again(tmp_path):
 
 def test_ctrl_c_stops_after_a_step_that_resume_goes_on_from(tmp_path):
     data, out = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out"
-    process = subprocess.Popen([PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", out, "--iters", "100000",
-                                "--steps-per-report", "1", "--device", "cpu"], stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("step "):
-            break
+    process = begun(data, out)
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait(TIMEOUT_S) == 130
     (step,) = re.findall(r"stopped after step (\d+); --resume goes on", rest)
     assert (out / f"checkpoint-{int(step):06}.safetensors").exists()
-
-
-def workers_of(pid):
-    """The workers' ids, in the order in which they were started."""
-    return sorted(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 def test_killed_workers_cost_no_step(tmp_path):

@@ -3,13 +3,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 
-from conftest import DEMO_MODEL, PROGRAM, TIMEOUT_S, run_tandem
-from training import QUESTIONS, TEXTS, curve_of, folder_of, raw_tensors, train_some, write_data
+from conftest import DEMO_MODEL, TIMEOUT_S, run_tandem
+from training import QUESTIONS, TEXTS, begun, curve_of, folder_of, raw_tensors, train_some, workers_of, write_data
 
 
 def refused(*arguments, **kwargs):
@@ -119,11 +118,7 @@ def test_a_resumed_run_has_its_model_and_its_texts(tmp_path):
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):
     data, out = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out"
-    first = subprocess.Popen([PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", out, "--iters", "100000", "--steps-per-report", "1",
-                              "--device", "cpu"], stderr=subprocess.PIPE, text=True)
-    for line in first.stderr:
-        if line.startswith("step "):
-            break
+    first = begun(data, out)
     assert "another run is writing there" in refused("train", DEMO_MODEL, "--data", data, "--out", out, "--iters", 1, "--resume")
     first.send_signal(signal.SIGINT)
     first.stderr.read()
@@ -133,12 +128,8 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
 # Rank 0 does nothing any more: the group's own deadline is a minute.
 def test_ctrl_c_twice_ends_a_run_whose_worker_is_stopped(tmp_path):
     data, out = write_data(tmp_path / "data", QUESTIONS), tmp_path / "out"
-    run = subprocess.Popen([PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", out, "--iters", "100000", "--steps-per-report", "1",
-                            "--device", "cpu"], stderr=subprocess.PIPE, text=True)
-    for line in run.stderr:
-        if line.startswith("step "):
-            break
-    (worker,) = (int(child) for child in open(f"/proc/{run.pid}/task/{run.pid}/children").read().split())
+    run = begun(data, out)
+    (worker,) = workers_of(run.pid)
     os.kill(worker, signal.SIGSTOP)
     start = time.monotonic()
     for _ in range(2):

@@ -1,8 +1,10 @@
 """What the tests of training and of adapters share: splits, texts, and runs of tandem train."""
 import json
 import struct
+import subprocess
+from pathlib import Path
 
-from conftest import DEMO_MODEL, ROOT, run_tandem
+from conftest import DEMO_MODEL, PROGRAM, ROOT, TIMEOUT_S, run_tandem
 
 SPLITS = {"1 rank": ["--ranks", 1], "recomputed": ["--ranks", 1, "--grad-checkpoint"],
           "tp 2": ["--ranks", 2], "dp 2": ["--ranks", 2, "--parallel", "dp"],
@@ -66,6 +68,21 @@ def curve_of(out, name="train_loss"):
 def train_some(data, out, *more, **kwargs):
     return run_tandem("train", DEMO_MODEL, "--data", data, "--out", out, "--learning-rate", 1e-3, "--num-layers", 2,
                       "--save-every", 4, "--device", "cpu", *more, **kwargs)
+
+
+def workers_of(pid):
+    """The workers' ids, in the order in which they were started."""
+    return sorted(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def begun(data, out, *more):
+    """tandem train without an end in sight, after its first line on a step."""
+    run = subprocess.Popen([PROGRAM, "train", DEMO_MODEL, "--data", data, "--out", out, "--iters", "100000", "--steps-per-report", "1",
+                            "--device", "cpu", *more], stderr=subprocess.PIPE, text=True)
+    for line in run.stderr:
+        if line.startswith("step "):
+            return run
+    raise AssertionError(run.wait(TIMEOUT_S))
 
 
 def losses(data, out, *more):
