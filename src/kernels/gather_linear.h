@@ -41,6 +41,14 @@ Experts dequantised(const Experts& experts, mlx::core::Stream s);
 mlx::core::array gather_linear(const mlx::core::array& x, const Experts& experts, const mlx::core::array& ids,
                                mlx::core::StreamOrDevice s = {});
 
+// Σ over the choices of weights [T, k] times what gather_linear() gives for x [T, k, in] → [T, out]. On a CPU
+// stream the weights are multiplied with x, which is narrower in a mixture, and the sum is in the order of
+// the experts; a token's ids must differ but for those of no expert. Gradients: by x, by the weights, and by
+// the experts' weight where it is a dense array.
+mlx::core::array gather_linear_sum(const mlx::core::array& x, const mlx::core::array& weights,
+                                   const Experts& experts, const mlx::core::array& ids,
+                                   mlx::core::StreamOrDevice s = {});
+
 // x [T, H * in], head h of every row by the matrix of expert h → [T, H * out]; devices as above.
 mlx::core::array linear_by_head(const mlx::core::array& x, const Experts& heads,
                                 mlx::core::StreamOrDevice s = {});

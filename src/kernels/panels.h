@@ -146,6 +146,8 @@ struct VectorLoops {
   // Of silu_multiply by both, times dy.
   void (*silu_multiply_gradient)(const float* gate, const float* up, const float* dy, std::int64_t size,
                                  float* dgate, float* dup);
+  // Σ a · b
+  float (*dot)(const float* a, const float* b, std::int64_t size);
   // The largest of x, and the sum of e^(x - largest).
   Softmax (*log_sum)(const float* x, std::int64_t size);
   // y = e^(x - log_sum) * factor

@@ -167,34 +167,6 @@ class Route : public ReferencedPrimitive {
   Routing routing_;
 };
 
-mx::array weighted_sum_by_mlx(const std::vector<mx::array>& in, mx::Stream s) {
-  const mx::array weights = mx::expand_dims(mx::astype(in[1], in[0].dtype(), s), -1, s);
-  return mx::sum(mx::multiply(in[0], weights, s), 1, false, s);
-}
-
-class WeightedSum : public ReferencedPrimitive {
- public:
-  explicit WeightedSum(mx::Stream stream)
-      : ReferencedPrimitive(
-            stream, [stream](const auto& in) { return std::vector{weighted_sum_by_mlx(in, stream)}; }) {}
-
-  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
-    return [x = inputs[0].data<float>(), weights = inputs[1].data<float>(), y = result_of(outputs[0]),
-            rows = inputs[0].shape(0), k = inputs[0].shape(1), n = std::int64_t{inputs[0].shape(2)}] {
-      parallel(rows, [&](std::int64_t r) {
-        float* to = y + r * n;
-        std::fill_n(to, n, 0.0F);
-        for (int i = 0; i < k; ++i) {
-          const float* from = x + (r * k + i) * n;
-          const float weight = weights[r * k + i];
-          for (std::int64_t j = 0; j < n; ++j) to[j] += weight * from[j];
-        }
-      });
-    };
-  }
-  const char* name() const override { return "TandemWeightedSum"; }
-};
-
 // Without a gradient of the bias.
 Routes routes_of(const mx::array& logits, const std::optional<mx::array>& bias, const Routing& routing,
                  mx::Stream stream) {
@@ -241,12 +213,9 @@ mx::array weighted_sum(const mx::array& x, const mx::array& weights, mx::StreamO
   const mx::Stream stream = mx::to_stream(s);
   if (x.ndim() != 3 || weights.shape() != mx::Shape{x.shape(0), x.shape(1)})
     throw std::invalid_argument("weighted_sum: x and weights do not fit together");
-  if (stream.device == mx::Device::gpu) {
-    if (auto sum = weighted_sum_on_cuda(x, weights, stream)) return *sum;
-    return weighted_sum_by_mlx({x, weights}, stream);
-  }
-  return mx::array({x.shape(0), x.shape(2)}, mx::float32, std::make_shared<WeightedSum>(stream),
-                   {as_float_rows(x, stream), as_float_rows(weights, stream)});
+  if (auto sum = weighted_sum_on_cuda(x, weights, stream)) return *sum;
+  const mx::array factors = mx::expand_dims(mx::astype(weights, x.dtype(), stream), -1, stream);
+  return mx::sum(mx::multiply(x, factors, stream), 1, false, stream);
 }
 
 }  // namespace tandem::kernels

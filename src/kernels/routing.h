@@ -44,7 +44,7 @@ mlx::core::array router_scores(const mlx::core::array& logits, const Routing& ro
 Routes route(const mlx::core::array& logits, const std::optional<mlx::core::array>& bias,
              const Routing& routing, mlx::core::StreamOrDevice s = {});
 
-// Σ over k of weights [T, k] · x [T, k, n], in the order of k: [T, n].
+// Σ over k of weights [T, k] · x [T, k, n]: [T, n], in x's dtype.
 mlx::core::array weighted_sum(const mlx::core::array& x, const mlx::core::array& weights,
                               mlx::core::StreamOrDevice s = {});
 

@@ -116,6 +116,10 @@ inline void silu_multiply_gradient(const float* gate, const float* up, const flo
   }
 }
 
+inline float dot(const float* a, const float* b, std::int64_t size) {
+  return sum_of(size, [=](std::int64_t i) { return a[i] * b[i]; });
+}
+
 inline Softmax log_sum(const float* x, std::int64_t size) {
   float tops[sum_lanes];
   for (float& top : tops) top = x[0];
@@ -256,9 +260,8 @@ inline void turn_pairs(const std::uint16_t* from, std::uint16_t* to) {
 }
 
 constexpr VectorLoops vector_loops{
-    softmax,      rms_norm, silu_multiply, rms_norm_gradient, silu_multiply_gradient, log_sum,
-    scaled_power, adamw,    rotate,        unpack_rows,       unpack_columns,         turn,
-    turn_pairs};
+    softmax,      rms_norm, silu_multiply, rms_norm_gradient, silu_multiply_gradient, dot,  log_sum,
+    scaled_power, adamw,    rotate,        unpack_rows,       unpack_columns,         turn, turn_pairs};
 
 }  // namespace
 }  // namespace tandem::kernels

@@ -12,12 +12,13 @@ namespace mx = mlx::core;
 
 namespace {
 
-// Of rows x by the experts of their ids: [T, k, out].
-mx::array product(const mx::array& x, const ShardedExperts& w, const mx::array& ids) {
-  const mx::array y = kernels::gather_linear(x, w.weight, ids);
+// What times(rows, experts) gives for x and the experts of its ids, with what their adapters add.
+template <typename Times>
+mx::array product(const mx::array& x, const ShardedExperts& w, const mx::array& ids, const Times& times) {
+  const mx::array y = times(x, w.weight);
   if (!w.adapter) return y;
   const mx::array low = kernels::gather_linear(x, w.adapter->down, ids);  // [T, k, rank]
-  const mx::array added = kernels::gather_linear(low, w.adapter->up, ids);
+  const mx::array added = times(low, w.adapter->up);
   return mx::add(y, mx::astype(mx::multiply(added, mx::array(w.adapter->scale, added.dtype())), y.dtype()));
 }
 
@@ -37,10 +38,16 @@ mx::array feed_forward(const Mixture& w, const mx::array& x, const std::vector<S
     logits = kernels::with_sequence_balance(logits, w.routing, tokens, balance_weights);
   }
   const auto routes = kernels::route(logits, w.router_bias, w.routing);  // [T, k]
-  const mx::array gate = product(x, w.gate, routes.ids);                 // [T, k, ffn]
-  const mx::array up = product(x, w.up, routes.ids);
-  const mx::array y = product(kernels::silu_multiply(gate, up), w.down, routes.ids);
-  const mx::array routed = kernels::weighted_sum(y, routes.weights);  // [T, hidden]
+  const auto by_choice = [&](const mx::array& rows, const kernels::Experts& experts) {
+    return kernels::gather_linear(rows, experts, routes.ids);
+  };
+  const auto summed = [&](const mx::array& rows, const kernels::Experts& experts) {
+    return kernels::gather_linear_sum(rows, routes.weights, experts, routes.ids);
+  };
+  const mx::array gate = product(x, w.gate, routes.ids, by_choice);  // [T, k, ffn]
+  const mx::array up = product(x, w.up, routes.ids, by_choice);
+  const mx::array routed =
+      product(kernels::silu_multiply(gate, up), w.down, routes.ids, summed);  // [T, hidden]
   return w.shared ? kernels::add(routed, feed_forward(*w.shared, x)) : routed;
 }
 

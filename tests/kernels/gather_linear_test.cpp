@@ -137,6 +137,74 @@ TEST_F(GatherLinearTest, AnIdOfNoExpertGivesZeros) {
   for (int i = 0; i < 4 * out; ++i) EXPECT_EQ(y[i] == 0, i >= out && i < 3 * out) << i;
 }
 
+TEST_F(GatherLinearTest, SumsOverTheChoices) {
+  for (const auto& kind : every_kind()) {
+    const Experts packed = pack(kind);
+    for (const int tokens : {1, 29}) {
+      set_threads(tokens % 3 + 1);
+      const mx::array ids = choices(tokens, 3), x = mx::random::normal({tokens, 3, in}),
+                      weights = mx::random::normal({tokens, 3});
+      const mx::array y = gather_linear_sum(x, weights, packed, ids, mx::Device::cpu);
+      EXPECT_EQ(y.shape(), (mx::Shape{tokens, out}));
+      const mx::array scaled = mx::multiply(x, mx::expand_dims(weights, 2));
+      EXPECT_TRUE(mx::allclose(y, mx::sum(run(scaled, packed, ids), 1), 1e-5, 1e-4).item<bool>());
+    }
+  }
+}
+
+TEST_F(GatherLinearTest, ATokenAmongThousandsIsAsAlone) {
+  const int tokens = 4000;  // more rows than are brought together at once
+  const Experts packed = pack(dense_experts(mx::float32));
+  const mx::array ids = choices(tokens, 2), x = mx::random::normal({tokens, 2, in}),
+                  weights = mx::random::normal({tokens, 2});
+  set_threads(3);
+  const auto all = floats(gather_linear_sum(x, weights, packed, ids, mx::Device::cpu)),
+             every = floats(run(x, packed, ids));
+  for (int t = 0; t < tokens; t += 199) {
+    const auto part = [t](const mx::array& a) {
+      mx::Shape first(a.ndim(), 0), end = a.shape();
+      first[0] = t;
+      end[0] = t + 1;
+      return mx::slice(a, first, end);
+    };
+    const auto sum = floats(gather_linear_sum(part(x), part(weights), packed, part(ids), mx::Device::cpu));
+    EXPECT_EQ(std::vector<float>(all.begin() + t * out, all.begin() + (t + 1) * out), sum) << t;
+    const auto rows = floats(run(part(x), packed, part(ids)));
+    EXPECT_EQ(std::vector<float>(every.begin() + t * 2 * out, every.begin() + (t + 1) * 2 * out), rows) << t;
+  }
+}
+
+TEST_F(GatherLinearTest, OfNoExpertNothingIsAdded) {
+  const Experts experts = pack(dense_experts(mx::float32));
+  const mx::array ids({1, experts_count, -1, -1}, {2, 2}), x = mx::random::normal({2, 2, in}),
+                                                           weights({2.0F, 3.0F, 4.0F, 5.0F}, {2, 2});
+  const auto y = floats(gather_linear_sum(x, weights, experts, ids, mx::Device::cpu));
+  const mx::array first = mx::multiply(mx::slice(x, {0, 0, 0}, {1, 1, in}), mx::array(2.0F));
+  const auto alone = floats(run(first, experts, mx::slice(ids, {0, 0}, {1, 1})));
+  EXPECT_EQ(std::vector<float>(y.begin(), y.begin() + out), alone);
+  for (int i = out; i < 2 * out; ++i) EXPECT_EQ(y[i], 0) << i;
+}
+
+TEST_F(GatherLinearTest, SumsHaveGradientsByRowsWeightsAndExperts) {
+  use_activations(Activations::float32);
+  const mx::array ids({0, 2, 3, 5, -1, 1, 4, 3}, {4, 2}), c = mx::random::normal({4, out});
+  const auto loss = [&](const std::vector<mx::array>& at, const Experts& experts) {
+    return mx::sum(mx::multiply(gather_linear_sum(at[0], at[1], experts, ids, mx::Device::cpu), c));
+  };
+  for (const auto& kind : every_kind()) {
+    const Experts packed = pack(kind);
+    expect_gradients([&](const std::vector<mx::array>& at) { return loss(at, packed); },
+                     {mx::random::normal({4, 2, in}), mx::random::normal({4, 2})}, 0.2);
+  }
+  expect_gradients(
+      [&](const std::vector<mx::array>& at) {
+        return loss(at, {at[2], std::nullopt, {}});
+      },
+      {mx::random::normal({4, 2, in}), mx::random::normal({4, 2}),
+       mx::random::normal({experts_count, out, in})},
+      0.2);
+}
+
 TEST_F(GatherLinearTest, HeadsAreTheExpertsOfTheirOwn) {
   const Experts experts = pack(dense_experts(mx::float32));
   const int rows = 3;
@@ -153,6 +221,12 @@ TEST_F(GatherLinearTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(run(mx::zeros({3, in}), experts, choices(2, 2)), std::invalid_argument);
   EXPECT_THROW(run(mx::zeros({2, 3, in}), experts, choices(2, 2)), std::invalid_argument);
   EXPECT_THROW(run(mx::zeros({2, in}), quantised_experts(4), choices(2, 2)), std::invalid_argument);
+  const auto sum = [&](mx::Shape x, mx::Shape weights) {
+    return gather_linear_sum(mx::zeros(x), mx::zeros(weights), experts, choices(2, 2), mx::Device::cpu);
+  };
+  EXPECT_THROW(sum({2, in}, {2, 2}), std::invalid_argument);
+  EXPECT_THROW(sum({2, 2, in}, {2, 3}), std::invalid_argument);
+  EXPECT_THROW(sum({2, 2, in + 1}, {2, 2}), std::invalid_argument);
 }
 
 TEST_F(GatherLinearTest, GradientsAgreeWithFiniteDifferences) {
