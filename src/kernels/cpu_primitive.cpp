@@ -5,6 +5,8 @@
 #include <mlx/ops.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <string_view>
 #include <utility>
 
@@ -23,6 +25,29 @@ bool is_row_major(const mx::array& x) {
   if (x.status() == mx::array::Status::available) return x.flags().row_contiguous;
   return x.has_primitive() && (dynamic_cast<const CpuPrimitive*>(&x.primitive()) != nullptr ||
                                std::string_view(x.primitive().name()).ends_with("AllReduce"));
+}
+
+// Of a stream, what is on its way to be computed.
+struct Ahead {
+  std::atomic<int> operations{0};
+  std::atomic<std::int64_t> bytes{0};  // of their results
+};
+
+Ahead& ahead_of(mx::Stream s) {
+  static std::array<Ahead, 16> all;
+  return all[static_cast<std::size_t>(s.index) % all.size()];
+}
+
+// MLX gives results memory when their operations are handed to the stream, up to a hundred operations before
+// they are computed: in training, two layers' arrays at once. So the caller waits here while two operations
+// are under way and large. Not beside a GPU, whose work may not have been handed over that they wait for.
+void wait_for_room(const Ahead& ahead, std::int64_t bytes) {
+  constexpr std::int64_t most_bytes = 8 << 20;
+  constexpr int least_operations = 2;
+  if (mx::default_device() != mx::Device::cpu) return;
+  for (int count = ahead.operations; count >= least_operations && ahead.bytes + bytes > most_bytes;
+       count = ahead.operations)
+    ahead.operations.wait(count);
 }
 
 }  // namespace
@@ -46,11 +71,23 @@ void parallel_rows(std::int64_t rows, std::int64_t size, const std::function<voi
 }
 
 void CpuPrimitive::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  std::int64_t bytes = 0;
+  for (const auto& output : outputs) bytes += static_cast<std::int64_t>(output.nbytes());
+  Ahead& ahead = ahead_of(stream());
+  wait_for_room(ahead, bytes);
   allocate(outputs);
   auto& encoder = mx::cpu::get_command_encoder(stream());
   for (const auto& input : inputs) encoder.set_input_array(input);
   for (auto& output : outputs) encoder.set_output_array(output);
-  encoder.dispatch(work(inputs, outputs));
+  auto run = work(inputs, outputs);
+  ahead.bytes += bytes;
+  ++ahead.operations;
+  encoder.dispatch([run = std::move(run), bytes, &ahead] {
+    run();
+    ahead.bytes -= bytes;
+    --ahead.operations;
+    ahead.operations.notify_one();
+  });
 }
 
 mx::array row_major(const mx::array& x, mx::Stream s) {
