@@ -30,6 +30,11 @@ mx::array reduced_ffn(const mx::array& part, const DecoderLayer& layer, const Co
   return parallel::sum(part, context.group);
 }
 
+// Of rows that every rank has, for products of which each has a part.
+mx::array normed_part(const mx::array& x, const mx::array& norm, const Pass& pass, const Context& context) {
+  return parallel::summed_gradient(kernels::rms_norm(x, norm, pass.eps), context.group);
+}
+
 }  // namespace
 
 std::size_t step_bytes(const Decoder& model) {
@@ -71,15 +76,16 @@ mx::array forward(const Decoder& model, const mx::array& input, const std::vecto
   return normed;
 }
 
-mx::array layer_output(const DecoderLayer& layer, const mx::array& x, const Pass& pass, int index,
-                       const Context& context) {
-  const auto normed = [&](const mx::array& from, const mx::array& norm) {
-    return parallel::summed_gradient(kernels::rms_norm(from, norm, pass.eps), context.group);
-  };
-  const mx::array attention = attend(layer, normed(x, layer.attention_norm), pass, index);
-  const mx::array attended = kernels::add(x, reduced(attention, output_of(layer), context));
-  return kernels::add(
-      attended, reduced_ffn(feed_forward(layer, normed(attended, layer.ffn_norm), pass), layer, context));
+mx::array attention_output(const DecoderLayer& layer, const mx::array& x, const Pass& pass, int index,
+                           const Context& context) {
+  const mx::array normed = normed_part(x, layer.attention_norm, pass, context);
+  return kernels::add(x, reduced(attend(layer, normed, pass, index), output_of(layer), context));
+}
+
+mx::array ffn_output(const DecoderLayer& layer, const mx::array& x, const Pass& pass,
+                     const Context& context) {
+  const mx::array normed = normed_part(x, layer.ffn_norm, pass, context);
+  return kernels::add(x, reduced_ffn(feed_forward(layer, normed, pass), layer, context));
 }
 
 mx::array logits(const Decoder& model, const mx::array& hidden, const Context& context) {

@@ -41,10 +41,12 @@ mlx::core::array embed(const Decoder& model, const mlx::core::array& ids, const 
 mlx::core::array forward(const Decoder& model, const mlx::core::array& input,
                          const std::vector<SequenceRows>& sequences, const Context& context);
 
-// What one layer makes of x [T, hidden], as training goes through a model: with the gradients' sums over
-// ranks.
-mlx::core::array layer_output(const DecoderLayer& layer, const mlx::core::array& x, const Pass& pass,
-                              int index, const Context& context);
+// What the two halves of a layer make of x [T, hidden], as training goes through a model: with the gradients'
+// sums over ranks.
+mlx::core::array attention_output(const DecoderLayer& layer, const mlx::core::array& x, const Pass& pass,
+                                  int index, const Context& context);
+mlx::core::array ffn_output(const DecoderLayer& layer, const mlx::core::array& x, const Pass& pass,
+                            const Context& context);
 
 // In the last stage: hidden states [n, hidden] → logits [n, vocabulary].
 mlx::core::array logits(const Decoder& model, const mlx::core::array& hidden, const Context& context);

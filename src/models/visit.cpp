@@ -92,4 +92,13 @@ void for_each_array(DecoderLayer& layer, const VisitArray& visit) {
   std::visit([&](auto& ffn) { others(ffn, visit); }, layer.ffn);
 }
 
+void for_each_ffn_array(DecoderLayer& layer, const VisitArray& visit) {
+  visit(layer.ffn_norm);
+  const auto of_half = [&](auto& ffn) {
+    linears(ffn, [&](ShardedLinear& w) { arrays(w, visit); });
+    others(ffn, visit);
+  };
+  std::visit(of_half, layer.ffn);
+}
+
 }  // namespace tandem::models

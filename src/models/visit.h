@@ -13,5 +13,7 @@ void for_each_experts(DecoderLayer& layer, const std::function<void(ShardedExper
 
 // The arrays that a gradient may be taken by: dense matrices that are not packed, adapters, norms and biases.
 void for_each_array(DecoderLayer& layer, const std::function<void(mlx::core::array&)>& visit);
+// Those of its feed-forward half.
+void for_each_ffn_array(DecoderLayer& layer, const std::function<void(mlx::core::array&)>& visit);
 
 }  // namespace tandem::models

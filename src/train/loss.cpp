@@ -61,11 +61,30 @@ Arrays together(Arrays values) {
   return values;
 }
 
-// What a layer makes of its input and of what is learnt in it. Recomputed, those alone are kept (Chen et al.
-// 2016, arXiv:1604.06174).
+// Of whose inputs alone are kept, and computed anew for the gradient (Chen et al. 2016, arXiv:1604.06174).
+// Unlike with mx::checkpoint, not before what comes after it in the backward is there: else a layer is
+// computed anew beside the backward of the next one.
+std::function<Arrays(const Arrays&)> recomputed(const std::function<Arrays(const Arrays&)>& layer) {
+  return mx::custom_vjp(layer, [layer](const Arrays& inputs, const Arrays& cotangents, const Arrays&) {
+    return mx::vjp(layer, mx::depends(inputs, cotangents), cotangents).second;
+  });
+}
+
+// What a layer makes of its input and of what is learnt in it.
 mx::array computed(const std::function<Arrays(const Arrays&)>& layer, const Arrays& inputs, bool recompute) {
   const Arrays values = together(inputs);
-  return (recompute ? mx::checkpoint(layer)(values) : layer(values)).front();
+  return (recompute ? recomputed(layer)(values) : layer(values)).front();
+}
+
+// Of a layer of one's own. The gradients by the weights of its second half are made before the backward goes
+// on to the first, which has large arrays too.
+mx::array by_halves(DecoderLayer& layer, const mx::array& x, int index, const Going& going) {
+  Arrays between{models::attention_output(layer, x, going.pass, index, going.context)};
+  models::for_each_ffn_array(layer, [&](const mx::array& array) { between.push_back(array); });
+  between = together(between);
+  std::size_t next = 1;
+  models::for_each_ffn_array(layer, [&](mx::array& array) { array = between[next++]; });
+  return models::ffn_output(layer, between.front(), going.pass, going.context);
 }
 
 mx::array layer_output(const DecoderLayer& layer, const mx::array& x, int index,
@@ -83,7 +102,7 @@ mx::array layer_output(const DecoderLayer& layer, const mx::array& x, int index,
     models::for_each_array(own, [&](mx::array& array) {
       if (is_learnt[at++]) array = in[next++];
     });
-    return Arrays{models::layer_output(own, in.front(), going->pass, index, going->context)};
+    return Arrays{by_halves(own, in.front(), index, *going)};
   };
   return computed(output, inputs, recompute);
 }
@@ -92,8 +111,8 @@ mx::array layer_output(const DecoderLayer& layer, const mx::array& x, int index,
 mx::array made_and_computed(const MadeLayers& made, const mx::array& x, int index,
                             const std::shared_ptr<const Going>& going, bool recompute) {
   const auto output = [make = made.layer, index, going](const Arrays& in) {
-    const auto layer = make(index, {in.begin() + 1, in.end()}, in.front());
-    return Arrays{models::layer_output(layer, in.front(), going->pass, index, going->context)};
+    auto layer = make(index, {in.begin() + 1, in.end()}, in.front());
+    return Arrays{by_halves(layer, in.front(), index, *going)};
   };
   Arrays inputs{x};
   inputs.insert(inputs.end(), made.weights[index].begin(), made.weights[index].end());
@@ -138,7 +157,7 @@ mx::array recomputed_nll(const Decoder& model, const mx::array& hidden, const mx
     if (dense) own.weight.weight = in[1];
     return std::vector{nll_of(own, first_id, in[0], targets, context)};
   };
-  return mx::checkpoint(nll)(together(inputs)).front();
+  return recomputed(nll)(together(inputs)).front();
 }
 
 // Of the rows [T, hidden] that `targets` follow.
