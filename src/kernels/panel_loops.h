@@ -10,6 +10,7 @@
 #pragma once
 
 #include "kernels/panels.h"
+#include "kernels/prepare_loops.h"
 #include "kernels/vector_loops.h"
 
 namespace tandem::kernels {
@@ -41,87 +42,6 @@ inline T read(const void* from) {
   T value;
   __builtin_memcpy(&value, from, sizeof value);
   return value;
-}
-
-inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
-// To nearest, ties to even, of |v| < 2^22.
-inline float round_even(float v) {
-  constexpr float magic = 12582912.0F;  // 1.5 * 2^23
-  return (v + magic) - magic;
-}
-
-inline std::uint16_t to_bf16(float value) {
-  const auto bits = __builtin_bit_cast(std::uint32_t, value);
-  const std::uint32_t nearest = (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
-  return static_cast<std::uint16_t>(value == value ? nearest : bits >> 16 | 0x40U);  // NaN stays NaN
-}
-
-// One row of a tile of m rows, as int8.
-inline void prepare_int8(const float* x, std::int64_t in, int group, std::byte* tile, int row, int m) {
-  auto* codes = reinterpret_cast<std::int8_t*>(tile);
-  auto* scales = reinterpret_cast<float*>(tile + in * m);
-  const std::int64_t groups = in / group;
-  float* scaled_sums = scales + groups * m;
-  auto* sums = reinterpret_cast<std::int32_t*>(scaled_sums + groups * m);
-  for (std::int64_t g = 0; g < groups; ++g) {
-    const float* from = x + g * group;
-    const float top = largest_magnitude(from, group), poison = poison_of(from, group);
-    const bool some = top > 1e-30F;  // less would overflow the inverse, and no weight makes it matter
-    const float inverse = some ? 127.0F / top : 0.0F;
-    std::int8_t rounded[128];
-    std::int32_t sum = 0;
-    for (int i = 0; i < group; ++i) {
-      const auto code = static_cast<std::int32_t>(poison == 0 ? round_even(from[i] * inverse) : 0.0F);
-      rounded[i] = static_cast<std::int8_t>(code);
-      sum += code;
-    }
-    for (int i = 0; i < group; i += 4) {
-      __builtin_memcpy(codes + ((g * group + i) / 4 * m + row) * 4, rounded + i, 4);
-    }
-    const float scale = (some ? top / 127.0F : 0.0F) + poison;
-    scales[g * m + row] = scale;
-    scaled_sums[g * m + row] = scale * static_cast<float>(sum);
-    sums[g * m + row] = sum;
-  }
-}
-
-// One row of a tile of m rows, as int8 or bfloat16.
-inline void prepare_row(const Prepare& args, const float* x, std::byte* tile, int row, int m) {
-  if (args.activation == Activation::int8) {
-    prepare_int8(x, args.in, args.group, tile, row, m);
-  } else {
-    auto* to = reinterpret_cast<std::uint16_t*>(tile);
-    for (std::int64_t k = 0; k < args.in; ++k) to[(k / 2 * m + row) * 2 + k % 2] = to_bf16(x[k]);
-    if (args.in % 2 != 0) to[(args.in / 2 * m + row) * 2 + 1] = 0;
-  }
-}
-
-// A tile of m rows of floats.
-inline void prepare_floats(const Prepare& args, const float* x, float* tile, int m) {
-  const std::int64_t whole = args.in / panel_outputs * panel_outputs;
-  for (std::int64_t k = 0; k < whole; k += panel_outputs) turn(x + k, args.stride, m, tile + k * m, m);
-  for (std::int64_t k = whole; k < even(args.in); ++k) {
-    for (int row = 0; row < m; ++row) tile[k * m + row] = k < args.in ? x[row * args.stride + k] : 0;
-  }
-}
-
-template <class Isa>
-void prepare(const Prepare& args, std::int64_t first_tile, std::int64_t end_tile) {
-  const std::int64_t rows = args.activation == Activation::int8 ? Isa::integer_rows : Isa::dense_rows;
-  const std::int64_t bytes = prepared_bytes(args.activation, args.in, args.group);
-  for (std::int64_t tile = first_tile; tile < end_tile; ++tile) {
-    const std::int64_t first = tile * rows;
-    const int m = static_cast<int>(smaller(rows, args.rows - first));
-    if (args.activation == Activation::f32) {
-      prepare_floats(args, args.x + first * args.stride,
-                     reinterpret_cast<float*>(args.prepared + first * bytes), m);
-      continue;
-    }
-    for (int row = 0; row < m; ++row) {
-      prepare_row(args, args.x + (first + row) * args.stride, args.prepared + first * bytes, row, m);
-    }
-  }
 }
 
 // One tile times some vectors of a few panels, over the units [first_unit, end_unit).
