@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/out_of_memory.h"
+#include "kernels/matrix.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -44,7 +45,7 @@ Ahead& ahead_of(mx::Stream s) {
 void wait_for_room(const Ahead& ahead, std::int64_t bytes) {
   constexpr std::int64_t most_bytes = 8 << 20;
   constexpr int least_operations = 2;
-  if (mx::default_device() != mx::Device::cpu) return;
+  if (!on_cpu()) return;
   for (int count = ahead.operations; count >= least_operations && ahead.bytes + bytes > most_bytes;
        count = ahead.operations)
     ahead.operations.wait(count);

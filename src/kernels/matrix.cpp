@@ -198,6 +198,8 @@ void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index,
   }
 }
 
+bool on_cpu() { return mx::default_device() == mx::Device::cpu; }
+
 Matrix pack(const Matrix& matrix) {
   if (matrix.packed) return matrix;
   const PanelShape shape = shape_of(matrix);

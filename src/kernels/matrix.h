@@ -55,6 +55,9 @@ struct Matrix {
 // float32, float16 or bfloat16; std::invalid_argument for others.
 Format dense_format(mlx::core::Dtype dtype);
 
+// Whether MLX's default device is the CPU, for which matrices are packed.
+bool on_cpu();
+
 // The same matrix in panels. Reads the arrays now, and only them: what the caller then frees is freed.
 Matrix pack(const Matrix& matrix);
 

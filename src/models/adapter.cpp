@@ -17,13 +17,11 @@ namespace mx = mlx::core;
 
 constexpr float smallest_square = 1e-30F;  // of a row's norm: one of zeros has a magnitude of 0 over it
 
-bool on_cpu() { return mx::default_device() == mx::Device::cpu; }
-
 // In the dtype that products with `base`, a Matrix or Experts, take.
 template <class Base>
 mx::array as_product(const mx::array& x, const Base& base) {
   mx::Dtype dtype = mx::float32;
-  if (!on_cpu()) dtype = base.affine ? base.affine->scales.dtype() : base.weight->dtype();
+  if (!kernels::on_cpu()) dtype = base.affine ? base.affine->scales.dtype() : base.weight->dtype();
   mx::array made = mx::contiguous(mx::astype(x, dtype));
   made.eval();
   return made;
@@ -32,12 +30,12 @@ mx::array as_product(const mx::array& x, const Base& base) {
 // [a, b] turned over, packed for a CPU.
 kernels::Matrix matrix_from(const mx::array& turned, const kernels::Matrix& base) {
   const kernels::Matrix matrix{as_product(mx::transpose(turned), base), {}, {}};
-  return on_cpu() ? kernels::pack(matrix) : matrix;
+  return kernels::on_cpu() ? kernels::pack(matrix) : matrix;
 }
 
 kernels::Experts experts_from(const mx::array& stack, const kernels::Experts& base) {
   const kernels::Experts experts{as_product(stack, base), {}, {}};
-  return on_cpu() ? kernels::pack(experts) : experts;
+  return kernels::on_cpu() ? kernels::pack(experts) : experts;
 }
 
 mx::array all_rows(const kernels::Matrix& matrix) {

@@ -11,15 +11,13 @@ namespace mx = mlx::core;
 using weights::ShardedWeights;
 using weights::StoredMatrix;
 
-bool on_cpu() { return mx::default_device() == mx::Device::cpu; }
-
 std::optional<kernels::Affine> affine_of(const StoredMatrix& stored) {
   if (!stored.scales) return std::nullopt;
   return kernels::Affine{*stored.scales, *stored.biases, stored.quantisation.group, stored.quantisation.bits};
 }
 
 // What is trained stays as it is: its gradient is one by the array.
-bool packs(const ShardedWeights& weights) { return on_cpu() && !weights.bound(); }
+bool packs(const ShardedWeights& weights) { return kernels::on_cpu() && !weights.bound(); }
 
 kernels::Matrix matrix_from(const StoredMatrix& stored, bool packs) {
   const kernels::Matrix matrix{stored.weight, affine_of(stored), nullptr};
@@ -44,7 +42,7 @@ void settle(const ShardedWeights& weights, std::vector<mx::array> made) {
 
 mx::array take_vector(const ShardedWeights& weights, const std::string& name) {
   mx::array vector = weights.take(name);
-  if (on_cpu()) vector = mx::astype(vector, mx::float32);
+  if (kernels::on_cpu()) vector = mx::astype(vector, mx::float32);
   settle(weights, {vector});
   return vector;
 }
@@ -61,7 +59,7 @@ ShardedLinear take_linear(const ShardedWeights& weights, const std::string& name
 }
 
 void join(const ShardedWeights& weights, const std::vector<ShardedLinear*>& matrices) {
-  if (on_cpu() || weights.bound()) return;
+  if (kernels::on_cpu() || weights.bound()) return;
   std::vector<kernels::Matrix*> joined;
   for (auto* matrix : matrices) joined.push_back(&matrix->weight);
   kernels::join(joined);
