@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "cli/terminal.h"
 
 namespace tandem::cli {
@@ -112,14 +113,14 @@ class ConfigFile {
 
  private:
   void flatten(const YAML::Node& map, const std::vector<std::string>& outer) {
-    constexpr std::size_t most = 1000, deepest = 8;  // aliases may repeat themselves without end
     for (const auto& pair : map) {
       std::vector<std::string> path = outer;
       path.push_back(pair.first.as<std::string>());
       Entry entry{{}, fmt::format("{}", fmt::join(path, ".")), {}, pair.first.Mark().line + 1};
       entry.name = entry.given;
       std::replace(entry.name.begin(), entry.name.end(), '_', '-');
-      if (++seen_ > most || path.size() > deepest) throw wrong(entry.line, "it has too many options");
+      if (++seen_ > limits::config_options || path.size() > limits::config_depth)
+        throw wrong(entry.line, "it has too many options");
       const YAML::Node& value = pair.second;
       if (!names_.insert(entry.name).second)
         throw wrong(entry.line, fmt::format("{} stands there twice: give it once", entry.given));

@@ -7,6 +7,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "cli/terminal.h"
 #include "cli/verbs.h"
 #include "text/tokenizer_trainer.h"
@@ -18,7 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int fewest_tokens = 512, most_tokens = 1 << 20;
 const char* const begin = "<|begin_of_sentence|>";
 const char* const end = "<|end_of_sentence|>";
 
@@ -44,9 +44,9 @@ int vocabulary_of(const TokenizerFlags& flags) {
   const auto config = find_json_file(fs::path(flags.out) / "config.json");
   const auto found = config ? config->value("vocab_size", json()) : json();
   const int wanted = found.is_number_integer() ? found.get<int>() : 0;
-  if (wanted != 0 && (wanted < fewest_tokens || wanted > most_tokens))
+  if (wanted != 0 && (wanted < limits::vocabulary_least || wanted > limits::vocabulary_most))
     throw InputError(fmt::format("{}: config.json there has a vocab_size of {}: let it be {} to {}",
-                                 flags.out, wanted, fewest_tokens, most_tokens));
+                                 flags.out, wanted, limits::vocabulary_least, limits::vocabulary_most));
   if (!flags.vocabulary) return wanted > 0 ? wanted : usual;
   if (wanted > 0 && *flags.vocabulary > wanted)
     throw InputError(
@@ -104,7 +104,7 @@ void add_tokenizer(CLI::App& program) {
   training
       ->add_option("--vocab-size", flags->vocabulary,
                    "Tokens, 512 or more [vocab_size of OUT's config.json; 4096 where there is none]")
-      ->check(CLI::Range(fewest_tokens, most_tokens));
+      ->check(CLI::Range(limits::vocabulary_least, limits::vocabulary_most));
   training->add_option("--tokens", flags->tokens, "Further tokens that are never cut, and appear in answers")
       ->delimiter(',')
       ->capture_default_str();

@@ -77,7 +77,6 @@ void settle_method(TrainFlags& flags, const models::ModelConfig& config, const f
 
 // What was made of the texts but those that are trained on as they are.
 void tell_of(const train::TextReader& reader, int longest) {
-  constexpr std::size_t most_named = 100;
   if (reader.cut() > 0)
     note("{} cut after {} tokens: --max-seq-length, or the model's context\n", counted(reader.cut(), "text"),
          longest);
@@ -86,8 +85,10 @@ void tell_of(const train::TextReader& reader, int longest) {
   const auto& skipped = reader.skipped();
   if (skipped.empty()) return;
   note("{} skipped:\n", counted(skipped.size(), "line"));
-  for (std::size_t i = 0; i < std::min(most_named, skipped.size()); ++i) note("  {}\n", skipped[i]);
-  if (skipped.size() > most_named) note("  and {} more\n", skipped.size() - most_named);
+  for (std::size_t i = 0; i < std::min(limits::skipped_examples_named, skipped.size()); ++i)
+    note("  {}\n", skipped[i]);
+  if (skipped.size() > limits::skipped_examples_named)
+    note("  and {} more\n", skipped.size() - limits::skipped_examples_named);
 }
 
 // InputError where a flag does not go with the model or with another flag.

@@ -1,5 +1,6 @@
 #include "cli/train_flags.h"
 
+#include "base/limits.h"
 #include "cli/config_file.h"
 #include "cli/help.h"
 #include "cli/training_split.h"
@@ -29,7 +30,7 @@ void add_model_flags(CLI::App& verb, TrainFlags& flags) {
 
 void add_lora_flags(CLI::App& verb, cluster::Training& training, std::string& first_adapter) {
   verb.add_option("--lora-rank", training.lora_rank, "Rank of each adapter's two matrices")
-      ->check(CLI::Range(1, 1024))
+      ->check(CLI::Range(1, limits::lora_rank))
       ->capture_default_str();
   verb.add_option("--lora-scale", training.lora_scale, "Multiplies what adapters add")
       ->check(at_least(0.0F))
@@ -58,7 +59,7 @@ void add_step_flags(CLI::App& verb, TrainFlags& flags) {
       ->check(positive)
       ->capture_default_str();
   verb.add_option("--max-seq-length", flags.longest, "Tokens after which a text is cut")
-      ->check(CLI::Range(2, 1 << 24))
+      ->check(CLI::Range(2, limits::text_tokens))
       ->capture_default_str();
   verb.add_flag("--skip-bad-data", flags.skip_bad,
                 "Lines that are no text are counted, named and left out; else the first ends it");

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/limits.h"
 #include "cli/terminal.h"
 #include "models/model_files.h"
 
@@ -36,7 +37,7 @@ std::string dtype_of(const TrainFlags& flags, const json& config) {
 // Of config.json and of some bytes all over the weights: a moved model has the same, another one of its
 // shapes has not.
 std::string digest_of_model(const fs::path& model) {
-  constexpr std::uintmax_t samples = 64, sample_bytes = 4096;
+  constexpr auto samples = limits::weight_samples, sample_bytes = limits::weight_sample_bytes;
   std::uint64_t digest = fnv1a(read_file(model / "config.json"));
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(model))

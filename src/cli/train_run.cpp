@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/limits.h"
 #include "cli/interrupt.h"
 #include "cli/progress_bar.h"
 #include "cli/terminal.h"
@@ -118,7 +119,7 @@ void TrainRun::step(int number, train::Batches& batches) {
     const bool scaled = flags_.training.dtype == "float16";
     say("step {}: the gradient is not finite{}; the step is left out on every rank\n", number,
         scaled ? " in float16, whose loss is scaled by half as much from now on" : "");
-    const int most = scaled ? most_left_out_of_float16 : most_left_out;
+    const int most = scaled ? limits::steps_left_out_of_float16 : limits::steps_left_out;
     if (++left_out_in_a_row_ == most)
       diverged(number, fmt::format("no gradient of {} steps was finite", most));
     return;

@@ -35,9 +35,6 @@ class TrainRun {
   // In JSON null.
   static constexpr double not_there = std::numeric_limits<double>::quiet_NaN();
 
-  // Of steps in a row: float16 finds the scale of its loss in some twenty.
-  static constexpr int most_left_out = 5, most_left_out_of_float16 = 50;
-
   nlohmann::json carry_out(const nlohmann::json& order);
   [[noreturn]] void diverged(int number, const std::string& what);
   // From the last checkpoint on, where there is one.

@@ -79,7 +79,7 @@ void ControlChannel::read_lines() {
       }
     } catch (const std::exception& error) {
       send({{"failed", Failed{"internal", error.what()}}});
-      written(std::chrono::hours(24));
+      written(limits::worker_pipe);
       ::_exit(1);
     }
   }

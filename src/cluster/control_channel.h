@@ -13,6 +13,7 @@
 
 #include "base/bounded_queue.h"
 #include "base/error.h"
+#include "base/limits.h"
 
 namespace tandem::cluster {
 
@@ -35,7 +36,7 @@ class ControlChannel {
   template <typename Message>
   Message expect(const char* name) {
     while (true) {
-      const auto object = receive(std::chrono::hours(24));
+      const auto object = receive(limits::worker_pipe);
       if (!object) continue;
       if (!object->contains(name))
         throw ClusterError(fmt::format("expected \"{}\", got {}", name, object->dump()));

@@ -300,7 +300,7 @@ int worker_main(const std::filesystem::path& cache) {
   ControlChannel channel;
   const auto fail = [&](const char* kind, const char* message) {
     channel.send({{"failed", Failed{kind, message}}});
-    channel.written(std::chrono::hours(24));
+    channel.written(limits::worker_pipe);
     ::_exit(1);  // no destructor of a library may wait for a peer that is gone
   };
   try {

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/limits.h"
 #include "base/out_of_memory.h"
 #include "kernels/matrix.h"
 #include "kernels/threads.h"
@@ -43,10 +44,9 @@ Ahead& ahead_of(mx::Stream s) {
 // they are computed: in training, two layers' arrays at once. So the caller waits here while two operations
 // are under way and large. Not beside a GPU, whose work may not have been handed over that they wait for.
 void wait_for_room(const Ahead& ahead, std::int64_t bytes) {
-  constexpr std::int64_t most_bytes = 8 << 20;
-  constexpr int least_operations = 2;
   if (!on_cpu()) return;
-  for (int count = ahead.operations; count >= least_operations && ahead.bytes + bytes > most_bytes;
+  for (int count = ahead.operations;
+       count >= limits::operations_ahead && ahead.bytes + bytes > limits::bytes_ahead;
        count = ahead.operations)
     ahead.operations.wait(count);
 }
