@@ -279,7 +279,7 @@ TEST_F(LinearTest, GradientsOfDenseAndPackedMatrices) {
 }
 
 TEST_F(LinearTest, GradientsOfEveryFormatAreTheSameOnEveryInstructionSet) {
-  for (const int in : {96, 63}) {
+  for (const int in : {96, 63, 8}) {
     const mx::array x = mx::random::normal({9, in}), c = mx::random::normal({9, 45}),
                     w = mx::random::normal({45, in});
     std::vector<std::pair<Matrix, mx::array>> matrices;  // and what each stands for
