@@ -24,12 +24,13 @@ inline constexpr milliseconds worker_status_poll{1};
 inline constexpr milliseconds sign_of_life{5'000};     // between two words of a worker, whatever it does
 inline constexpr milliseconds silence{60'000};         // of a worker, after which it counts as stopped
 inline constexpr milliseconds worker_exit{3'000};      // from end-of-file to kill
-inline constexpr std::chrono::hours worker_pipe{24};   // of the conductor, after which a worker looks again
+inline constexpr std::chrono::hours worker_pipe{24};   // for the conductor to write, or to read a last word
 inline constexpr milliseconds failure_gathering{400};  // from the first sign of a failure to the verdict
 
 // Kernels.
 inline constexpr std::chrono::microseconds kernel_spin{2'000};  // of an idle thread, before it sleeps
-// Results of a CPU's operations that have memory before they are computed: two operations', more where small.
+// Of a CPU stream's results, those that have memory before they are computed: two, or more of so many bytes
+// together.
 inline constexpr int operations_ahead = 2;
 inline constexpr std::int64_t bytes_ahead = 8 << 20;
 
@@ -122,7 +123,7 @@ inline constexpr int vocabulary_most = 1 << 20;
 inline constexpr std::size_t config_options =
     1000;  // of a YAML file, whose aliases may repeat themselves without end
 inline constexpr std::size_t config_depth = 8;
-inline constexpr std::size_t skipped_examples_named = 100;
+inline constexpr std::size_t skipped_lines_named = 100;
 inline constexpr int steps_left_out = 5;              // in a row, before a run counts as diverged
 inline constexpr int steps_left_out_of_float16 = 50;  // which finds the scale of its loss in some twenty
 inline constexpr std::uintmax_t weight_samples = 64;  // of a file of weights, by which a model is known

@@ -85,10 +85,10 @@ void tell_of(const train::TextReader& reader, int longest) {
   const auto& skipped = reader.skipped();
   if (skipped.empty()) return;
   note("{} skipped:\n", counted(skipped.size(), "line"));
-  for (std::size_t i = 0; i < std::min(limits::skipped_examples_named, skipped.size()); ++i)
+  for (std::size_t i = 0; i < std::min(limits::skipped_lines_named, skipped.size()); ++i)
     note("  {}\n", skipped[i]);
-  if (skipped.size() > limits::skipped_examples_named)
-    note("  and {} more\n", skipped.size() - limits::skipped_examples_named);
+  if (skipped.size() > limits::skipped_lines_named)
+    note("  and {} more\n", skipped.size() - limits::skipped_lines_named);
 }
 
 // InputError where a flag does not go with the model or with another flag.

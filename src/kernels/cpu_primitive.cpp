@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <memory>
 #include <string_view>
 #include <utility>
 
@@ -39,6 +40,31 @@ Ahead& ahead_of(mx::Stream s) {
   static std::array<Ahead, 16> all;
   return all[static_cast<std::size_t>(s.index) % all.size()];
 }
+
+// An operation's place among them, until it is computed or its task is dropped, as MLX does after an error.
+class Place {
+ public:
+  Place(Ahead& ahead, std::int64_t bytes) : ahead_(ahead), bytes_(bytes) {
+    ahead_.bytes += bytes_;
+    ++ahead_.operations;
+  }
+  Place(const Place&) = delete;
+  Place& operator=(const Place&) = delete;
+  ~Place() { leave(); }
+
+  void leave() {
+    if (left_) return;
+    left_ = true;
+    ahead_.bytes -= bytes_;
+    --ahead_.operations;
+    ahead_.operations.notify_all();
+  }
+
+ private:
+  Ahead& ahead_;
+  std::int64_t bytes_;
+  bool left_ = false;
+};
 
 // MLX gives results memory when their operations are handed to the stream, up to a hundred operations before
 // they are computed: in training, two layers' arrays at once. So the caller waits here while two operations
@@ -80,14 +106,9 @@ void CpuPrimitive::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx
   auto& encoder = mx::cpu::get_command_encoder(stream());
   for (const auto& input : inputs) encoder.set_input_array(input);
   for (auto& output : outputs) encoder.set_output_array(output);
-  auto run = work(inputs, outputs);
-  ahead.bytes += bytes;
-  ++ahead.operations;
-  encoder.dispatch([run = std::move(run), bytes, &ahead] {
+  encoder.dispatch([run = work(inputs, outputs), place = std::make_shared<Place>(ahead, bytes)] {
     run();
-    ahead.bytes -= bytes;
-    --ahead.operations;
-    ahead.operations.notify_one();
+    place->leave();
   });
 }
 

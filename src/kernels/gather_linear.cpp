@@ -36,19 +36,19 @@ std::vector<Operand> operands_of(const Packed& packed, const mx::array* weight) 
 // product has them. Output: of each expert the sum over its rows of the gradient times x, [E, out, in].
 class GatherOuter : public CpuPrimitive {
  public:
-  GatherOuter(mx::Stream stream, GatherShared shared) : CpuPrimitive(stream), shared_(shared) {}
+  GatherOuter(mx::Stream stream, PerToken per_token) : CpuPrimitive(stream), per_token_(per_token) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
     const mx::array &dy = inputs[0], &x = inputs[1], &ids = inputs[2];
-    const GatherCall call{x.data<float>(),
-                          ids.data<std::int32_t>(),
-                          inputs.size() > 3 ? inputs[3].data<float>() : nullptr,
-                          result_of(dy),
-                          static_cast<std::int64_t>(ids.size()),
-                          ids.shape(1),
-                          shared_,
-                          outputs[0].shape(2),
-                          outputs[0].shape(1)};
+    const GatherCall call{.x = x.data<float>(),
+                          .ids = ids.data<std::int32_t>(),
+                          .weights = inputs.size() > 3 ? inputs[3].data<float>() : nullptr,
+                          .y = result_of(dy),
+                          .pairs = static_cast<std::int64_t>(ids.size()),
+                          .choices = ids.shape(1),
+                          .per_token = per_token_,
+                          .in = outputs[0].shape(2),
+                          .out = outputs[0].shape(1)};
     return [call, to = result_of(outputs[0]), experts = outputs[0].shape(0)] {
       outer_by_expert(call, experts, to);
     };
@@ -56,7 +56,7 @@ class GatherOuter : public CpuPrimitive {
   const char* name() const override { return "TandemGatherOuter"; }
 
  private:
-  GatherShared shared_;
+  PerToken per_token_;
 };
 
 // Inputs: x and z [T, k, n], weights [T, k], where z is the gradient by weights · x. Outputs: those by x and
@@ -86,7 +86,7 @@ class GatherLinear : public CpuPrimitive {
   // How pairs are multiplied; `turned`, by the experts' matrices from the other side.
   struct Kind {
     Packed packed;
-    GatherShared shared;
+    PerToken per_token;
     bool weighted, turned;
   };
   GatherLinear(mx::Stream stream, Kind kind) : CpuPrimitive(stream), kind_(std::move(kind)) {}
@@ -97,15 +97,15 @@ class GatherLinear : public CpuPrimitive {
     if (kind_.turned)
       for (Operand& operand : operands) operand = turned(operand);
     const PanelShape& shape = operands.front().shape;
-    const GatherCall call{inputs[0].data<float>(),
-                          inputs[1].data<std::int32_t>(),
-                          kind_.weighted ? inputs[2].data<float>() : nullptr,
-                          result_of(outputs[0]),
-                          static_cast<std::int64_t>(inputs[1].size()),
-                          inputs[1].shape(1),
-                          kind_.shared,
-                          shape.in,
-                          shape.out};
+    const GatherCall call{.x = inputs[0].data<float>(),
+                          .ids = inputs[1].data<std::int32_t>(),
+                          .weights = kind_.weighted ? inputs[2].data<float>() : nullptr,
+                          .y = result_of(outputs[0]),
+                          .pairs = static_cast<std::int64_t>(inputs[1].size()),
+                          .choices = inputs[1].shape(1),
+                          .per_token = kind_.per_token,
+                          .in = shape.in,
+                          .out = shape.out};
     return
         [call, operands = std::move(operands), packed = kind_.packed] { multiply_by_expert(call, operands); };
   }
@@ -133,7 +133,7 @@ class GatherLinear : public CpuPrimitive {
     const mx::array &x = primals[0], &ids = primals[1];
     std::vector<mx::array> inputs{dy, ids};
     if (kind_.packed.empty()) inputs.push_back(primals.back());
-    const Kind other{kind_.packed, {kind_.shared.y, kind_.shared.x}, false, !kind_.turned};
+    const Kind other{kind_.packed, {kind_.per_token.y, kind_.per_token.x}, false, !kind_.turned};
     const mx::array dx(x.shape(), mx::float32, std::make_shared<GatherLinear>(stream(), other), inputs);
     if (!kind_.weighted) return {dx};
     return mx::array::make_arrays({x.shape(), primals[2].shape()}, {mx::float32, mx::float32},
@@ -142,25 +142,25 @@ class GatherLinear : public CpuPrimitive {
   }
 
   mx::array by_experts(const std::vector<mx::array>& primals, const mx::array& dy) {
+    if (kind_.turned) throw std::logic_error("TandemGatherLinear: no second gradient by the experts");
     std::vector<mx::array> inputs{dy, row_major(primals[0], stream()), primals[1]};
     if (kind_.weighted) inputs.push_back(row_major(primals[2], stream()));
-    if (kind_.turned) throw std::logic_error("TandemGatherLinear: no second gradient by the experts");
     const mx::array& experts = primals.back();
-    const mx::array sums(experts.shape(), mx::float32, std::make_shared<GatherOuter>(stream(), kind_.shared),
-                         std::move(inputs));
+    const mx::array sums(experts.shape(), mx::float32,
+                         std::make_shared<GatherOuter>(stream(), kind_.per_token), std::move(inputs));
     return mx::astype(sums, experts.dtype(), stream());
   }
 
   Kind kind_;
 };
 
-mx::array on_cpu(mx::Shape shape, const mx::array& x, const mx::array& ids,
-                 const std::optional<mx::array>& weights, const Experts& experts, GatherShared shared,
-                 mx::Stream s) {
+mx::array gather_on_cpu(mx::Shape shape, const mx::array& x, const mx::array& ids,
+                        const std::optional<mx::array>& weights, const Experts& experts, PerToken per_token,
+                        mx::Stream s) {
   std::vector<mx::array> inputs{as_float_rows(x, s), row_major(mx::astype(ids, mx::int32, s), s)};
   if (weights) inputs.push_back(as_float_rows(*weights, s));
   if (experts.packed.empty()) inputs.push_back(row_major(*experts.weight, s));
-  const GatherLinear::Kind kind{experts.packed, shared, weights.has_value(), /*turned=*/false};
+  const GatherLinear::Kind kind{experts.packed, per_token, weights.has_value(), /*turned=*/false};
   return mx::array(std::move(shape), mx::float32, std::make_shared<GatherLinear>(s, kind), std::move(inputs));
 }
 
@@ -211,8 +211,8 @@ mx::array gather_linear(const mx::array& x, const Experts& experts, const mx::ar
   if (!fits) throw std::invalid_argument("gather_linear: x, ids and experts do not fit together");
   if (stream.device == mx::Device::gpu) return gather_by_mlx(x, experts, ids, stream);
   check_packed("gather_linear", experts);
-  return on_cpu({ids.shape(0), ids.shape(1), experts.out()}, x, ids, std::nullopt, experts,
-                {.x = x.ndim() == 2, .y = false}, stream);
+  return gather_on_cpu({ids.shape(0), ids.shape(1), experts.out()}, x, ids, std::nullopt, experts,
+                       {.x = x.ndim() == 2, .y = false}, stream);
 }
 
 mx::array gather_linear_sum(const mx::array& x, const mx::array& weights, const Experts& experts,
@@ -225,7 +225,8 @@ mx::array gather_linear_sum(const mx::array& x, const mx::array& weights, const 
   if (stream.device == mx::Device::gpu)
     return weighted_sum(gather_by_mlx(x, experts, ids, stream), weights, stream);
   check_packed("gather_linear_sum", experts);
-  return on_cpu({ids.shape(0), experts.out()}, x, ids, weights, experts, {.x = false, .y = true}, stream);
+  return gather_on_cpu({ids.shape(0), experts.out()}, x, ids, weights, experts, {.x = false, .y = true},
+                       stream);
 }
 
 mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrDevice s) {
@@ -237,8 +238,9 @@ mx::array linear_by_head(const mx::array& x, const Experts& heads, mx::StreamOrD
   check_packed("linear_by_head", heads);
   std::vector<std::int32_t> ids(static_cast<std::size_t>(rows) * count);
   for (int i = 0; i < rows * count; ++i) ids[i] = i % count;
-  return on_cpu({rows, count * heads.out()}, x, mx::array(ids.data(), mx::Shape{rows, count}, mx::int32),
-                std::nullopt, heads, {.x = false, .y = false}, stream);
+  return gather_on_cpu({rows, count * heads.out()}, x,
+                       mx::array(ids.data(), mx::Shape{rows, count}, mx::int32), std::nullopt, heads,
+                       {.x = false, .y = false}, stream);
 }
 
 }  // namespace tandem::kernels

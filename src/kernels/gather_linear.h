@@ -37,14 +37,16 @@ Experts dequantised(const Experts& experts, mlx::core::Stream s);
 // only the chosen experts' weights are read. A result's bits are those that linear() gives for the row and
 // the expert's matrix. The result of an id that is no expert's is 0: the experts of other ranks. On a GPU
 // stream: MLX's gather_mm or gather_qmm, sorted by expert where there are many rows; every id must be an
-// expert's. Gradients: by x, and by the weight where it is a dense array.
+// expert's. Gradients: by x (where a row's ids differ, if x is one for all of them), and by the weight where
+// it is a dense array.
 mlx::core::array gather_linear(const mlx::core::array& x, const Experts& experts, const mlx::core::array& ids,
                                mlx::core::StreamOrDevice s = {});
 
 // Σ over the choices of weights [T, k] times what gather_linear() gives for x [T, k, in] → [T, out]. On a CPU
-// stream the weights are multiplied with x, which is narrower in a mixture, and the sum is in the order of
-// the experts; a token's ids must differ but for those of no expert. Gradients: by x, by the weights, and by
-// the experts' weight where it is a dense array.
+// stream it is float32, the weights are multiplied with x, which is narrower in a mixture, and the sum is in
+// the order of the experts; a token's ids must differ but for those of no expert. On a GPU stream:
+// weighted_sum() of gather_linear(). Gradients: by x, by the weights, and by the experts' weight where it is
+// a dense array.
 mlx::core::array gather_linear_sum(const mlx::core::array& x, const mlx::core::array& weights,
                                    const Experts& experts, const mlx::core::array& ids,
                                    mlx::core::StreamOrDevice s = {});

@@ -39,8 +39,11 @@ Sorted sort_by_expert(const std::int32_t* ids, std::int64_t pairs, int experts) 
 }
 
 void fill_with_zeros(const GatherCall& call, int experts) {
-  if (call.shared.y) std::fill_n(call.y, call.pairs / call.choices * call.out, 0.0F);
-  for (std::int64_t pair = 0; pair < call.pairs && !call.shared.y; ++pair) {
+  if (call.per_token.y) {
+    std::fill_n(call.y, call.pairs / call.choices * call.out, 0.0F);
+    return;
+  }
+  for (std::int64_t pair = 0; pair < call.pairs; ++pair) {
     if (call.ids[pair] >= 0 && call.ids[pair] < experts) continue;
     std::fill_n(call.result_of(pair), call.out, 0.0F);
   }
@@ -78,7 +81,7 @@ void multiply_some(const GatherCall& call, const std::vector<Operand>& experts, 
   const PanelShape& shape = experts.front().shape;
   const PanelLoops& loops = current_loops();
   const Activation activation = activation_of(shape.format, loops);
-  const std::int64_t row_bytes = prepared_bytes(activation, shape.in, shape.group);
+  const std::int64_t row_bytes = prepared_bytes(activation, call.in, shape.group);
   const std::int64_t begin = shares.front().first, count = shares.back().first + shares.back().count - begin;
   const auto grow = [](auto& memory, std::int64_t size) {
     if (std::ssize(memory) < size) memory.resize(size);
@@ -93,7 +96,7 @@ void multiply_some(const GatherCall& call, const std::vector<Operand>& experts, 
   parallel(std::ssize(tiles), [&](std::int64_t i) {
     const auto& [share, first, end] = tiles[i];
     const std::int64_t row = share->first - begin;
-    loops.prepare({rows + row * shape.in, shape.in, share->count, shape.in, activation, shape.group,
+    loops.prepare({rows + row * call.in, call.in, share->count, call.in, activation, shape.group,
                    prepared + row * row_bytes},
                   first, end);
   });
@@ -102,23 +105,30 @@ void multiply_some(const GatherCall& call, const std::vector<Operand>& experts, 
     const auto& [share, first, end] = panels[i];
     const std::int64_t row = share->first - begin;
     multiply_panels(experts[share->expert], prepared + row * row_bytes, share->count,
-                    results + row * shape.out, first, end);
+                    results + row * call.out, first, end);
   });
-  const auto put = [&](std::int64_t i) {
-    const float* from = results + i * call.out;
-    float* to = call.result_of(pairs[i]);
-    for (std::int64_t j = 0; j < call.out; ++j) to[j] = call.shared.y ? to[j] + from[j] : from[j];
-  };
-  if (!call.shared.y) return parallel_rows(count, call.out, put);
+  if (!call.per_token.y) {
+    parallel_rows(count, call.out, [&](std::int64_t i) {
+      std::copy_n(results + i * call.out, call.out, call.result_of(pairs[i]));
+    });
+    return;
+  }
   // Of an expert a token has one row: so none is added to by two threads.
-  for (const Share& share : shares)
-    parallel_rows(share.count, call.out, [&](std::int64_t i) { put(share.first - begin + i); });
+  for (const Share& share : shares) {
+    const std::int64_t first = share.first - begin;
+    parallel_rows(share.count, call.out, [&](std::int64_t i) {
+      const float* from = results + (first + i) * call.out;
+      float* to = call.result_of(pairs[first + i]);
+      for (std::int64_t j = 0; j < call.out; ++j) to[j] += from[j];
+    });
+  }
 }
 
 }  // namespace
 
 void multiply_by_expert(const GatherCall& call, const std::vector<Operand>& experts) {
-  constexpr std::int64_t numbers_at_once = 1 << 20;  // which caches hold
+  const std::int64_t numbers_at_once =
+      (1 << 20) * threads();  // as caches hold; an expert's rows stay together
   const Sorted sorted = sort_by_expert(call.ids, call.pairs, static_cast<int>(experts.size()));
   fill_with_zeros(call, static_cast<int>(experts.size()));
   thread_local Scratch scratch;

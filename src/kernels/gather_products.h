@@ -10,8 +10,8 @@
 
 namespace tandem::kernels {
 
-// What of a product's rows is one for all choices of a token.
-struct GatherShared {
+// Of a product's rows, those of which a token has one, not one a choice.
+struct PerToken {
   bool x;  // each reads the token's row
   bool y;  // their results are summed
 };
@@ -23,12 +23,12 @@ struct GatherCall {
   const float* weights;  // of pairs, that rows of x are multiplied by, or nullptr
   float* y;
   std::int64_t pairs;
-  int choices;  // pairs of a row
-  GatherShared shared;
+  int choices;  // pairs of a token
+  PerToken per_token;
   std::int64_t in, out;
 
-  const float* row_of(std::int64_t pair) const { return x + (shared.x ? pair / choices : pair) * in; }
-  float* result_of(std::int64_t pair) const { return y + (shared.y ? pair / choices : pair) * out; }
+  const float* row_of(std::int64_t pair) const { return x + (per_token.x ? pair / choices : pair) * in; }
+  float* result_of(std::int64_t pair) const { return y + (per_token.y ? pair / choices : pair) * out; }
   void copy_row(std::int64_t pair, float* to) const {
     const float* from = row_of(pair);
     if (!weights) {
@@ -42,7 +42,7 @@ struct GatherCall {
 // y of x and all experts' matrices.
 void multiply_by_expert(const GatherCall& call, const std::vector<Operand>& experts);
 
-// Of each expert the sum over its rows of y times x, to [experts, out, in].
+// Of each expert the sum over its rows of y, which is read here, times x, to [experts, out, in].
 void outer_by_expert(const GatherCall& call, int experts, float* to);
 
 }  // namespace tandem::kernels

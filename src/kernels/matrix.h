@@ -55,7 +55,7 @@ struct Matrix {
 // float32, float16 or bfloat16; std::invalid_argument for others.
 Format dense_format(mlx::core::Dtype dtype);
 
-// Whether MLX's default device is the CPU, for which matrices are packed.
+// Whether MLX's default device is the CPU: then matrices are packed, and memory is short.
 bool on_cpu();
 
 // The same matrix in panels. Reads the arrays now, and only them: what the caller then frees is freed.

@@ -187,11 +187,11 @@ void multiply(const Operand& operand, PreparedRows& x, float* y, bool adds) {
 
 void multiply_outer(const float* a, std::int64_t m, const float* b, std::int64_t n, std::int64_t rows,
                     float* y) {
-  if (n < panel_outputs && n < m) {  // a panel of b would be empty for the most part: the other way round
-    std::vector<float> turned_over(static_cast<std::size_t>(m * n));
-    multiply_outer(b, n, a, m, rows, turned_over.data());
+  if (n < panel_outputs && n < m) {  // yᵀ instead, whose panels are full
+    std::vector<float> transposed(static_cast<std::size_t>(m * n));
+    multiply_outer(b, n, a, m, rows, transposed.data());
     for (std::int64_t i = 0; i < m; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) y[i * n + j] = turned_over[j * m + i];
+      for (std::int64_t j = 0; j < n; ++j) y[i * n + j] = transposed[j * m + i];
     }
     return;
   }

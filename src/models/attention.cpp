@@ -5,6 +5,7 @@
 
 #include <climits>
 
+#include "kernels/matrix.h"
 #include "kernels/threads.h"
 #include "models/loading.h"
 
@@ -118,7 +119,7 @@ int expanded_from(const ModelConfig& config) {
 ExpansionBytes expansion_bytes(const LatentAttention& w, mx::Dtype activations) {
   const std::uint64_t heads = w.value_up.count(), latent = w.value_up.in(), value = w.value_up.out(),
                       nope = w.nope, rope = w.rope;
-  if (mx::default_device() == mx::Device::gpu)
+  if (!kernels::on_cpu())
     return {0, heads * (2 * nope + rope + value) * activations.size()};  // a key is joined of two parts
   // The keys' weights turned over, and a block of keys and values for each thread; the latents laid out as
   // kernels/expanded_attention.h says.

@@ -31,7 +31,7 @@ mx::array reduced_ffn(const mx::array& part, const DecoderLayer& layer, const Co
 }
 
 // Of rows that every rank has, for products of which each has a part.
-mx::array normed_part(const mx::array& x, const mx::array& norm, const Pass& pass, const Context& context) {
+mx::array normed_rows(const mx::array& x, const mx::array& norm, const Pass& pass, const Context& context) {
   return parallel::summed_gradient(kernels::rms_norm(x, norm, pass.eps), context.group);
 }
 
@@ -78,13 +78,13 @@ mx::array forward(const Decoder& model, const mx::array& input, const std::vecto
 
 mx::array attention_output(const DecoderLayer& layer, const mx::array& x, const Pass& pass, int index,
                            const Context& context) {
-  const mx::array normed = normed_part(x, layer.attention_norm, pass, context);
+  const mx::array normed = normed_rows(x, layer.attention_norm, pass, context);
   return kernels::add(x, reduced(attend(layer, normed, pass, index), output_of(layer), context));
 }
 
 mx::array ffn_output(const DecoderLayer& layer, const mx::array& x, const Pass& pass,
                      const Context& context) {
-  const mx::array normed = normed_part(x, layer.ffn_norm, pass, context);
+  const mx::array normed = normed_rows(x, layer.ffn_norm, pass, context);
   return kernels::add(x, reduced_ffn(feed_forward(layer, normed, pass), layer, context));
 }
 

@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "kernels/matrix.h"
 #include "models/families.h"
 #include "models/loading.h"
 
@@ -69,7 +70,7 @@ std::pair<kernels::Experts, kernels::Experts> split_up(const weights::ShardedWei
     values.biases = values_by_head(*up.biases, nope, value);
   }
   mx::array keys = keys_by_head(dense(up), nope, value);
-  const bool on_gpu = mx::default_device() == mx::Device::gpu;
+  const bool on_gpu = !kernels::on_cpu();
   if (up.scales && on_gpu) keys = mx::astype(keys, up.scales->dtype(), mx::Device::cpu);  // as all else there
   settle(weights, {keys, values.weight});
   if (up.scales) settle(weights, {*values.scales, *values.biases});

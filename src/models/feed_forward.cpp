@@ -12,9 +12,13 @@ namespace mx = mlx::core;
 
 namespace {
 
-// What times(rows, experts) gives for x and the experts of its ids, with what their adapters add.
-template <typename Times>
-mx::array product(const mx::array& x, const ShardedExperts& w, const mx::array& ids, const Times& times) {
+// Of rows x by the experts of their ids: [T, k, out]; with weights [T, k], summed over the choices: [T, out].
+mx::array product(const mx::array& x, const ShardedExperts& w, const mx::array& ids,
+                  const std::optional<mx::array>& weights = std::nullopt) {
+  const auto times = [&](const mx::array& rows, const kernels::Experts& experts) {
+    return weights ? kernels::gather_linear_sum(rows, *weights, experts, ids)
+                   : kernels::gather_linear(rows, experts, ids);
+  };
   const mx::array y = times(x, w.weight);
   if (!w.adapter) return y;
   const mx::array low = kernels::gather_linear(x, w.adapter->down, ids);  // [T, k, rank]
@@ -38,16 +42,10 @@ mx::array feed_forward(const Mixture& w, const mx::array& x, const std::vector<S
     logits = kernels::with_sequence_balance(logits, w.routing, tokens, balance_weights);
   }
   const auto routes = kernels::route(logits, w.router_bias, w.routing);  // [T, k]
-  const auto by_choice = [&](const mx::array& rows, const kernels::Experts& experts) {
-    return kernels::gather_linear(rows, experts, routes.ids);
-  };
-  const auto summed = [&](const mx::array& rows, const kernels::Experts& experts) {
-    return kernels::gather_linear_sum(rows, routes.weights, experts, routes.ids);
-  };
-  const mx::array gate = product(x, w.gate, routes.ids, by_choice);  // [T, k, ffn]
-  const mx::array up = product(x, w.up, routes.ids, by_choice);
+  const mx::array gate = product(x, w.gate, routes.ids);                 // [T, k, ffn]
+  const mx::array up = product(x, w.up, routes.ids);
   const mx::array routed =
-      product(kernels::silu_multiply(gate, up), w.down, routes.ids, summed);  // [T, hidden]
+      product(kernels::silu_multiply(gate, up), w.down, routes.ids, routes.weights);  // [T, hidden]
   return w.shared ? kernels::add(routed, feed_forward(*w.shared, x)) : routed;
 }
 

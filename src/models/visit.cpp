@@ -71,6 +71,12 @@ void others(Mixture& w, const VisitArray& visit) {
   for (auto* experts : {&w.gate, &w.up, &w.down}) arrays(*experts, visit);
 }
 
+template <class Half>
+void arrays_of_half(Half& half, const VisitArray& visit) {
+  linears(half, [&](ShardedLinear& w) { arrays(w, visit); });
+  others(half, visit);
+}
+
 }  // namespace
 
 void for_each_linear(DecoderLayer& layer, const VisitLinear& visit) {
@@ -86,19 +92,13 @@ void for_each_experts(DecoderLayer& layer, const std::function<void(ShardedExper
 
 void for_each_array(DecoderLayer& layer, const VisitArray& visit) {
   visit(layer.attention_norm);
-  visit(layer.ffn_norm);
-  for_each_linear(layer, [&](ShardedLinear& w) { arrays(w, visit); });
-  std::visit([&](auto& attention) { others(attention, visit); }, layer.attention);
-  std::visit([&](auto& ffn) { others(ffn, visit); }, layer.ffn);
+  std::visit([&](auto& attention) { arrays_of_half(attention, visit); }, layer.attention);
+  for_each_ffn_array(layer, visit);
 }
 
 void for_each_ffn_array(DecoderLayer& layer, const VisitArray& visit) {
   visit(layer.ffn_norm);
-  const auto of_half = [&](auto& ffn) {
-    linears(ffn, [&](ShardedLinear& w) { arrays(w, visit); });
-    others(ffn, visit);
-  };
-  std::visit(of_half, layer.ffn);
+  std::visit([&](auto& ffn) { arrays_of_half(ffn, visit); }, layer.ffn);
 }
 
 }  // namespace tandem::models

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "kernels/log_sum_exp.h"
+#include "kernels/matrix.h"
 #include "models/visit.h"
 #include "parallel/collectives.h"
 
@@ -61,26 +62,28 @@ Arrays together(Arrays values) {
   return values;
 }
 
-// A layer of which the inputs alone are kept, and which is computed anew for the gradient (Chen et al. 2016,
-// arXiv:1604.06174): on a CPU not before the backward has come there, else it would be beside the backward of
-// the next layer, which takes the memory of both. A GPU is faster if it may (7B: 5 %).
-std::function<Arrays(const Arrays&)> recomputed(const std::function<Arrays(const Arrays&)>& layer) {
-  return mx::custom_vjp(layer, [layer](const Arrays& inputs, const Arrays& cotangents,
-                                       const Arrays& outputs) {
-    return mx::vjp(layer, mx::depends(inputs, kernels::on_cpu() ? cotangents : outputs), cotangents).second;
+// Of what `part` computes its inputs alone are kept (Chen et al. 2016, arXiv:1604.06174). It is computed anew
+// only once the backward is there: earlier, its arrays would stand beside the next layer's, and its sums over
+// ranks might come in another order than on another device. A GPU alone is 5 % faster if it may (7B).
+std::function<Arrays(const Arrays&)> recomputed(const std::function<Arrays(const Arrays&)>& part,
+                                                const Context& context) {
+  if (!kernels::on_cpu() && context.group.size() == 1) return mx::checkpoint(part);
+  return mx::custom_vjp(part, [part](const Arrays& inputs, const Arrays& cotangents, const Arrays&) {
+    return mx::vjp(part, mx::depends(inputs, cotangents), cotangents).second;
   });
 }
 
 // What a layer makes of its input and of what is learnt in it.
-mx::array computed(const std::function<Arrays(const Arrays&)>& layer, const Arrays& inputs, bool recompute) {
+mx::array computed(const std::function<Arrays(const Arrays&)>& layer, const Arrays& inputs,
+                   const Context& context, bool recompute) {
   const Arrays values = together(inputs);
-  return (recompute ? recomputed(layer)(values) : layer(values)).front();
+  return (recompute ? recomputed(layer, context)(values) : layer(values)).front();
 }
 
-// Of a layer of one's own. On a CPU the gradients by the weights of its second half are made before the
+// On a CPU the gradients by the weights of its second half are made before the
 // backward goes on to the first, which has large arrays too. A GPU is faster with several products at once
 // (7B: 10 %).
-mx::array by_halves(DecoderLayer& layer, const mx::array& x, int index, const Going& going) {
+mx::array by_halves(DecoderLayer layer, const mx::array& x, int index, const Going& going) {
   Arrays between{models::attention_output(layer, x, going.pass, index, going.context)};
   if (kernels::on_cpu()) {
     models::for_each_ffn_array(layer, [&](const mx::array& array) { between.push_back(array); });
@@ -106,21 +109,20 @@ mx::array layer_output(const DecoderLayer& layer, const mx::array& x, int index,
     models::for_each_array(own, [&](mx::array& array) {
       if (is_learnt[at++]) array = in[next++];
     });
-    return Arrays{by_halves(own, in.front(), index, *going)};
+    return Arrays{by_halves(std::move(own), in.front(), index, *going)};
   };
-  return computed(output, inputs, recompute);
+  return computed(output, inputs, going->context, recompute);
 }
 
 // The layer, made where its output is; recomputed, of its weights only the parts that are here are kept too.
 mx::array made_and_computed(const MadeLayers& made, const mx::array& x, int index,
                             const std::shared_ptr<const Going>& going, bool recompute) {
   const auto output = [make = made.layer, index, going](const Arrays& in) {
-    auto layer = make(index, {in.begin() + 1, in.end()}, in.front());
-    return Arrays{by_halves(layer, in.front(), index, *going)};
+    return Arrays{by_halves(make(index, {in.begin() + 1, in.end()}, in.front()), in.front(), index, *going)};
   };
   Arrays inputs{x};
   inputs.insert(inputs.end(), made.weights[index].begin(), made.weights[index].end());
-  return computed(output, inputs, recompute);
+  return computed(output, inputs, going->context, recompute);
 }
 
 // [T, hidden] of the layers.
@@ -161,7 +163,7 @@ mx::array recomputed_nll(const Decoder& model, const mx::array& hidden, const mx
     if (dense) own.weight.weight = in[1];
     return std::vector{nll_of(own, first_id, in[0], targets, context)};
   };
-  return recomputed(nll)(together(inputs)).front();
+  return recomputed(nll, context)(together(inputs)).front();
 }
 
 // Of the rows [T, hidden] that `targets` follow.

@@ -152,6 +152,15 @@ TEST_F(GatherLinearTest, SumsOverTheChoices) {
   }
 }
 
+TEST_F(GatherLinearTest, SumsAreInTheOrderOfTheExperts) {
+  const Experts packed = pack(dense_experts(mx::float32));
+  const mx::array ids({0, 1, 2, 4, 3, 1, 2, 5, 0, 3, 0, 4}, {4, 3}), x = mx::random::normal({4, 3, in}),
+                                                                     weights = mx::random::normal({4, 3});
+  const auto turned = [](const mx::array& a) { return mx::take(a, mx::array({2, 1, 0}), 1); };
+  EXPECT_EQ(floats(gather_linear_sum(x, weights, packed, ids, mx::Device::cpu)),
+            floats(gather_linear_sum(turned(x), turned(weights), packed, turned(ids), mx::Device::cpu)));
+}
+
 TEST_F(GatherLinearTest, ATokenAmongThousandsIsAsAlone) {
   const int tokens = 4000;  // more rows than are brought together at once
   const Experts packed = pack(dense_experts(mx::float32));

@@ -253,15 +253,20 @@ TEST_F(LinearTest, RowsAreTheMatrixAsItWas) {
 
 // The gradient of sum(linear(x, w) * c) is c · w and cᵀ · x.
 TEST_F(LinearTest, GradientsOfDenseAndPackedMatrices) {
-  const mx::array x = mx::random::normal({7, 64}), w = mx::random::normal({45, 64}),
-                  c = mx::random::normal({7, 45});
+  const mx::array c = mx::random::normal({7, 45});
   const auto close = [](const mx::array& a, const mx::array& b) {
     EXPECT_TRUE(mx::allclose(a, b, 1e-4, 1e-4).item<bool>());
   };
-  const auto by_both = mx::vjp(
-      [](const std::vector<mx::array>& in) { return std::vector{run(in[0], dense(in[1]))}; }, {x, w}, {c});
-  close(by_both.second[0], mx::matmul(c, w));
-  close(by_both.second[1], mx::matmul(mx::transpose(c), x));
+  for (const int in : {64, 63, 8}) {
+    const mx::array x = mx::random::normal({7, in}), w = mx::random::normal({45, in});
+    const auto product = [](const std::vector<mx::array>& at) {
+      return std::vector{run(at[0], dense(at[1]))};
+    };
+    const auto by_both = mx::vjp(product, {x, w}, {c}).second;
+    close(by_both[0], mx::matmul(c, w));
+    close(by_both[1], mx::matmul(mx::transpose(c), x));
+  }
+  const mx::array x = mx::random::normal({7, 64}), w = mx::random::normal({45, 64});
   for (const bool is_quantised : {false, true}) {
     const Matrix matrix = is_quantised ? quantised(w, 4, 32) : dense(w);
     const Matrix packed = pack(matrix);
@@ -279,7 +284,7 @@ TEST_F(LinearTest, GradientsOfDenseAndPackedMatrices) {
 }
 
 TEST_F(LinearTest, GradientsOfEveryFormatAreTheSameOnEveryInstructionSet) {
-  for (const int in : {96, 63, 8}) {
+  for (const int in : {96, 63}) {
     const mx::array x = mx::random::normal({9, in}), c = mx::random::normal({9, 45}),
                     w = mx::random::normal({45, in});
     std::vector<std::pair<Matrix, mx::array>> matrices;  // and what each stands for

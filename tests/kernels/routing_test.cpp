@@ -156,7 +156,7 @@ TEST(Routing, GradientsAgreeWithFiniteDifferences) {
   }
 }
 
-TEST(Routing, WeightedSumsAreInTheOrderOfTheChoices) {
+TEST(Routing, WeightedSumsAddTheWeightedChoices) {
   const mx::array x = mx::random::normal({3, 2, 5}, mx::float32, std::nullopt, cpu);
   const mx::array w = mx::random::normal({3, 2}, mx::float32, std::nullopt, cpu);
   const auto y = values<float>(weighted_sum(x, w, cpu)), xs = values<float>(x), ws = values<float>(w);
