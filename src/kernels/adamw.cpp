@@ -41,6 +41,37 @@ class Adamw : public CpuPrimitive {
   AdamwStep step_;
 };
 
+// Inputs: value, codes and largest means, codes and largest roots, gradient. Outputs: all but the last anew.
+class AdamwOfBlocks : public CpuPrimitive {
+ public:
+  AdamwOfBlocks(mx::Stream stream, const AdamwStep& step, std::uint32_t key)
+      : CpuPrimitive(stream), step_(step), key_(key) {}
+
+  Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    const AdamwBlocksBefore before{inputs[0].data<float>(), inputs[1].data<std::int8_t>(),
+                                   inputs[2].data<float>(), inputs[3].data<std::uint8_t>(),
+                                   inputs[4].data<float>()};
+    const AdamwBlocksAfter after{result_of(outputs[0]), result_of<std::int8_t>(outputs[1]),
+                                 result_of(outputs[2]), result_of<std::uint8_t>(outputs[3]),
+                                 result_of(outputs[4])};
+    return [before, after, gradient = inputs[5].data<float>(), step = step_, key = key_,
+            size = static_cast<std::int64_t>(inputs[0].size())] {
+      constexpr std::int64_t blocks = 64, at_once = blocks * optimizer_block;
+      parallel((size + at_once - 1) / at_once, [&](std::int64_t part) {
+        const std::int64_t first = part * at_once;
+        current_loops().vectors.adamw_of_blocks(before.from(part * blocks), gradient + first, step, key,
+                                                first, std::min(at_once, size - first),
+                                                after.from(part * blocks));
+      });
+    };
+  }
+  const char* name() const override { return "TandemAdamwOfBlocks"; }
+
+ private:
+  AdamwStep step_;
+  std::uint32_t key_;
+};
+
 // Inputs: those of Adamw, then the step's numbers, which change and so are no constants of a compiled kernel.
 std::vector<mx::array> by_mlx(const std::vector<mx::array>& in, mx::Stream s) {
   const auto times = [s](const mx::array& a, const mx::array& b) { return mx::multiply(a, b, s); };
@@ -75,6 +106,31 @@ AdamwState adamw(const AdamwState& before, const mx::array& gradient, const Adam
   const auto found = mx::array::make_arrays(shapes, {mx::float32, mx::float32, mx::float32},
                                             std::make_shared<Adamw>(stream, step), inputs);
   return {found[0], found[1], found[2]};
+}
+
+AdamwBits adamw(const AdamwBits& before, const mx::array& gradient, const AdamwStep& step, std::uint32_t key,
+                mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  const mx::Shape& shape = before.value.shape();
+  if (stream.device == mx::Device::gpu) {
+    const mx::array mean = unpack_signed(before.mean, shape, stream),
+                    root = unpack_unsigned(before.root, shape, stream);
+    const auto after = adamw({before.value, mean, mx::square(root, stream)}, gradient, step, stream);
+    const mx::array noise = rounding_noise(before.value.size(), key, stream);
+    return {after.value, pack_signed(after.mean, noise, stream),
+            pack_unsigned(mx::sqrt(after.square, stream), noise, stream)};
+  }
+  std::vector<mx::array> inputs{as_float_rows(before.value, stream)};
+  for (const auto& kept : {before.mean, before.root}) {
+    inputs.push_back(row_major(kept.codes, stream));
+    inputs.push_back(row_major(kept.largest, stream));
+  }
+  inputs.push_back(as_float_rows(gradient, stream));
+  const mx::Shape &codes = before.mean.codes.shape(), &blocks = before.mean.largest.shape();
+  const auto found = mx::array::make_arrays({shape, codes, blocks, codes, blocks},
+                                            {mx::float32, mx::int8, mx::float32, mx::uint8, mx::float32},
+                                            std::make_shared<AdamwOfBlocks>(stream, step, key), inputs);
+  return {found[0], {found[1], found[2]}, {found[3], found[4]}};
 }
 
 }  // namespace tandem::kernels

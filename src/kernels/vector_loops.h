@@ -149,6 +149,70 @@ inline void adamw(AdamwNumbers<const float> before, const float* gradient, const
   }
 }
 
+inline float largest_magnitude(const float* x, int count) {
+  float tops[sum_lanes] = {};
+  for (int i = 0; i < count; i += sum_lanes) {
+    for (int l = 0; l < sum_lanes; ++l) {
+      const float size = __builtin_fabsf(x[i + l]);
+      tops[l] = size > tops[l] ? size : tops[l];
+    }
+  }
+  float top = 0;
+  for (const float t : tops) top = t > top ? t : top;
+  return top;
+}
+
+inline float inverse_of_largest(float largest) { return largest >= least_largest ? 1 / largest : 0.0F; }
+
+// A number's steps, to be rounded down.
+inline float steps_of(float size, float inverse, float steps, float noise) {
+  return __builtin_sqrtf(__builtin_sqrtf(size * inverse)) * steps + noise;
+}
+
+inline float fourth_power(float root) { return (root * root) * (root * root); }
+
+// A block of AdamwBlocks, or its first numbers.
+inline void adamw_of_block(AdamwBlocksBefore before, const float* gradient, const AdamwStep& step,
+                           std::uint32_t key, std::uint32_t place, int size, AdamwBlocksAfter after) {
+  float old_mean[optimizer_block], old_square[optimizer_block];
+  for (int i = 0; i < size; ++i) {
+    const float share = static_cast<float>(before.means[i]) * (1 / signed_steps);
+    const float mean = fourth_power(share) * *before.largest_mean;
+    old_mean[i] = share < 0 ? -mean : mean;
+    const float root = (static_cast<float>(before.roots[i]) + 1) * (1 / unsigned_steps);
+    const float root_of_square = fourth_power(root) * *before.largest_root;
+    old_square[i] = root_of_square * root_of_square;
+  }
+  float mean[optimizer_block] = {}, root[optimizer_block] = {};
+  adamw({before.value, old_mean, old_square}, gradient, step, size, {after.value, mean, root});
+  for (float& square : root) square = __builtin_sqrtf(square);
+  *after.largest_mean = largest_magnitude(mean, optimizer_block);
+  *after.largest_root = largest_magnitude(root, optimizer_block);
+  const float inverse_mean = inverse_of_largest(*after.largest_mean),
+              inverse_root = inverse_of_largest(*after.largest_root);
+  for (int i = 0; i < optimizer_block; ++i) {
+    const float noise = Noise::at(place + static_cast<std::uint32_t>(i), key);
+    float steps = steps_of(__builtin_fabsf(mean[i]), inverse_mean, signed_steps, noise);
+    steps = steps < signed_steps ? steps : signed_steps;
+    const auto code = static_cast<std::int32_t>(steps);
+    after.means[i] = static_cast<std::int8_t>(mean[i] < 0 ? -code : code);
+    steps = steps_of(root[i], inverse_root, unsigned_steps, noise);
+    steps = steps > 1 ? steps : 1.0F;
+    steps = steps < unsigned_steps ? steps : unsigned_steps;
+    after.roots[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps) - 1);
+  }
+}
+
+inline void adamw_of_blocks(AdamwBlocksBefore before, const float* gradient, const AdamwStep& step,
+                            std::uint32_t key, std::int64_t place, std::int64_t size,
+                            AdamwBlocksAfter after) {
+  for (std::int64_t first = 0; first < size; first += optimizer_block) {
+    const std::int64_t left = size - first, block = first / optimizer_block;
+    adamw_of_block(before.from(block), gradient + first, step, key, static_cast<std::uint32_t>(place + first),
+                   static_cast<int>(left < optimizer_block ? left : optimizer_block), after.from(block));
+  }
+}
+
 inline void rotate(const float* x, const float* cosines, const float* sines, int dims, int size, float* y) {
   const int half = dims / 2;
   for (int i = 0; i < half; ++i) {
@@ -165,19 +229,6 @@ inline float poison_of(const float* x, int count) {
     for (int l = 0; l < sum_lanes; ++l) lanes[l] += x[i + l] * 0.0F;
   }
   return add_lanes(lanes);
-}
-
-inline float largest_magnitude(const float* x, int count) {
-  float tops[sum_lanes] = {};
-  for (int i = 0; i < count; i += sum_lanes) {
-    for (int l = 0; l < sum_lanes; ++l) {
-      const float size = __builtin_fabsf(x[i + l]);
-      tops[l] = size > tops[l] ? size : tops[l];
-    }
-  }
-  float top = 0;
-  for (const float t : tops) top = t > top ? t : top;
-  return top;
 }
 
 inline float from_bf16(std::uint16_t value) {
@@ -259,9 +310,21 @@ inline void turn_pairs(const std::uint16_t* from, std::uint16_t* to) {
   }
 }
 
-constexpr VectorLoops vector_loops{
-    softmax,      rms_norm, silu_multiply, rms_norm_gradient, silu_multiply_gradient, dot,  log_sum,
-    scaled_power, adamw,    rotate,        unpack_rows,       unpack_columns,         turn, turn_pairs};
+constexpr VectorLoops vector_loops{softmax,
+                                   rms_norm,
+                                   silu_multiply,
+                                   rms_norm_gradient,
+                                   silu_multiply_gradient,
+                                   dot,
+                                   log_sum,
+                                   scaled_power,
+                                   adamw,
+                                   adamw_of_blocks,
+                                   rotate,
+                                   unpack_rows,
+                                   unpack_columns,
+                                   turn,
+                                   turn_pairs};
 
 }  // namespace
 }  // namespace tandem::kernels

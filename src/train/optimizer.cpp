@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <mlx/ops.h>
-#include <mlx/random.h>
 #include <mlx/transforms.h>
 
 #include <algorithm>
@@ -11,9 +10,8 @@
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "kernels/adamw.h"
+#include "kernels/eight_bits.h"
 #include "train/adafactor.h"
-#include "train/eight_bits.h"
 #include "train/muon.h"
 #include "train/parts.h"
 
@@ -87,7 +85,8 @@ std::vector<mx::array> Optimizer::state(std::size_t parameter) const {
   const auto slices = state_slices(parameter);
   if (!kept.empty()) {
     const auto shape = slices.front().part_shape();
-    return {unpack_signed({kept[0], kept[1]}, shape), mx::square(unpack_unsigned({kept[2], kept[3]}, shape))};
+    return {kernels::unpack_signed({kept[0], kept[1]}, shape),
+            mx::square(kernels::unpack_unsigned({kept[2], kept[3]}, shape))};
   }
   std::vector<mx::array> zeros;
   for (const auto& slice : slices) zeros.push_back(mx::zeros(slice.part_shape(), mx::float32));
@@ -95,24 +94,13 @@ std::vector<mx::array> Optimizer::state(std::size_t parameter) const {
 }
 
 void Optimizer::restore(std::size_t parameter, const std::vector<mx::array>& state) {
-  keep(parameter, state, /*to_nearest=*/true);
+  kept_[parameter] = state;
+  if (in_8_bit(parameter)) {
+    const auto mean = kernels::pack_signed(state[0], {}),
+               root = kernels::pack_unsigned(mx::sqrt(state[1]), {});
+    kept_[parameter] = {mean.codes, mean.largest, root.codes, root.largest};
+  }
   mx::eval(kept_[parameter]);
-}
-
-// Of the squares' mean its root is kept in 8 bit, which reaches as far down as the mean does.
-void Optimizer::keep(std::size_t parameter, const std::vector<mx::array>& state, bool to_nearest) {
-  if (!in_8_bit(parameter)) {
-    kept_[parameter] = state;
-    return;
-  }
-  // The same on every rank that holds the same, and in a run that goes on.
-  std::optional<mx::array> noise;
-  if (!to_nearest) {
-    const auto seed = fnv1a(slices_[parameter].name, static_cast<std::uint64_t>(steps_));
-    noise = rounding_noise(state[0].size(), mx::random::key(seed));
-  }
-  const auto mean = pack_signed(state[0], noise), square = pack_unsigned(mx::sqrt(state[1]), noise);
-  kept_[parameter] = {mean.codes, mean.largest, square.codes, square.largest};
 }
 
 std::size_t Optimizer::state_bytes() const {
@@ -134,6 +122,29 @@ std::size_t Optimizer::state_bytes_in_full() const {
   return bytes;
 }
 
+kernels::AdamwStep Optimizer::adamw_step(float learning_rate) const {
+  const auto& o = options_;
+  const float beta1 = o.name == adamw ? o.beta1 : usual_beta1(adamw);
+  return {.beta1 = beta1,
+          .beta2 = o.beta2,
+          .eps = o.eps,
+          .keep = 1 - learning_rate * o.weight_decay,
+          .rate = static_cast<float>(learning_rate / (1 - std::pow(beta1, steps_))),
+          .square_scale = static_cast<float>(1 / (1 - std::pow(o.beta2, steps_)))};
+}
+
+mx::array Optimizer::moved_in_8_bit(std::size_t parameter, const mx::array& value, const mx::array& gradient,
+                                    float learning_rate) {
+  auto& kept = kept_[parameter];
+  if (kept.empty()) restore(parameter, state(parameter));
+  // The same on every rank that holds the same, and in a run that goes on.
+  const auto key = mixed(fnv1a(slices_[parameter].name, static_cast<std::uint64_t>(steps_)));
+  const auto after = kernels::adamw({value, {kept[0], kept[1]}, {kept[2], kept[3]}}, gradient,
+                                    adamw_step(learning_rate), static_cast<std::uint32_t>(key));
+  kept = {after.mean.codes, after.mean.largest, after.root.codes, after.root.largest};
+  return after.value;
+}
+
 mx::array Optimizer::moved(std::size_t parameter, const mx::array& value, const mx::array& gradient,
                            std::vector<mx::array>& state, float learning_rate) const {
   const auto& o = options_;
@@ -144,15 +155,7 @@ mx::array Optimizer::moved(std::size_t parameter, const mx::array& value, const 
     return mx::add(value, scaled(under, o.balance_rate));
   }
   if (rule == adamw) {
-    const float beta1 = o.name == adamw ? o.beta1 : usual_beta1(adamw);
-    const auto after =
-        kernels::adamw({value, state[0], state[1]}, gradient,
-                       {.beta1 = beta1,
-                        .beta2 = o.beta2,
-                        .eps = o.eps,
-                        .keep = 1 - learning_rate * o.weight_decay,
-                        .rate = static_cast<float>(learning_rate / (1 - std::pow(beta1, steps_))),
-                        .square_scale = static_cast<float>(1 / (1 - std::pow(o.beta2, steps_)))});
+    const auto after = kernels::adamw({value, state[0], state[1]}, gradient, adamw_step(learning_rate));
     state = {after.mean, after.square};
     return after.value;
   }
@@ -181,12 +184,17 @@ std::vector<mx::array> Optimizer::step(const std::vector<mx::array>& parameters,
                                        const std::vector<mx::array>& gradients, double learning_rate) {
   // These take much memory on the way, and speak to the other ranks: in the same order on each.
   const bool in_turn = options_.bits == 8 || options_.name == adafactor || options_.name == muon;
+  const auto rate = static_cast<float>(learning_rate);
   ++steps_;
   std::vector<mx::array> after, pending;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    auto remembered = state(i);
-    after.push_back(moved(i, parameters[i], gradients[i], remembered, static_cast<float>(learning_rate)));
-    keep(i, remembered, /*to_nearest=*/false);
+    if (in_8_bit(i)) {
+      after.push_back(moved_in_8_bit(i, parameters[i], gradients[i], rate));
+    } else {
+      auto remembered = state(i);
+      after.push_back(moved(i, parameters[i], gradients[i], remembered, rate));
+      kept_[i] = std::move(remembered);
+    }
     pending.push_back(after.back());
     pending.insert(pending.end(), kept_[i].begin(), kept_[i].end());
     if (!in_turn && i + 1 < parameters.size()) continue;

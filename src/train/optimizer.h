@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/adamw.h"
 #include "weights/source.h"
 
 namespace tandem::train {
@@ -20,7 +21,7 @@ struct OptimizerOptions {
   float beta1 = 0.9F, beta2 = 0.999F;
   float eps = 1e-8F;
   float weight_decay = 0.01F;  // decoupled: times the learning rate
-  // Of each number that adamw remembers of matrices: 32, or 8 (eight_bits.h).
+  // Of each number that adamw remembers of matrices: 32, or 8 (kernels/eight_bits.h).
   int bits = 32;
   // What a step adds to a router's bias for an expert that fewer tokens chose than the mean, and takes off
   // the others' (DeepSeek-V3, arXiv:2412.19437, section 2.1.2): its gradient is how many chose each.
@@ -55,7 +56,10 @@ class Optimizer {
  private:
   const std::string& rule_of(std::size_t parameter) const;
   bool in_8_bit(std::size_t parameter) const;
-  void keep(std::size_t parameter, const std::vector<mlx::core::array>& state, bool to_nearest);
+  kernels::AdamwStep adamw_step(float learning_rate) const;
+  // The parameter after a step; what is remembered of it changes.
+  mlx::core::array moved_in_8_bit(std::size_t parameter, const mlx::core::array& value,
+                                  const mlx::core::array& gradient, float learning_rate);
   mlx::core::array moved(std::size_t parameter, const mlx::core::array& value,
                          const mlx::core::array& gradient, std::vector<mlx::core::array>& state,
                          float learning_rate) const;
@@ -64,7 +68,7 @@ class Optimizer {
   std::vector<weights::Slice> slices_;
   mlx::core::distributed::Group group_;
   int steps_ = 0;
-  // Of each parameter: state() itself, or codes and largest values of the one and the other.
+  // Of each parameter: state() itself, or codes and largest values of the mean and of the squares' root.
   std::vector<std::vector<mlx::core::array>> kept_;
 };
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <optional>
 
+#include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cuda_kernel.h"
 #include "kernels/cuda_products.h"
@@ -231,6 +232,26 @@ TEST_F(CudaTest, AMixtureHasItsGradientsAsOnTheCpu) {
       EXPECT_LE(largest(mx::subtract(gradients[i], expected[i], stream())), 2e-3F * largest(expected[i]))
           << rows << " rows, input " << i;
     }
+  }
+}
+
+// A square root that is rounded another way may move a number to the next step.
+TEST_F(CudaTest, AdamwOfEightBitsIsThatOfTheCpu) {
+  const mx::Shape shape{300, 700};
+  const mx::array value = normal(shape, mx::float32), gradient = normal(shape, mx::float32);
+  const AdamwBits before{value, pack_signed(normal(shape, mx::float32), {}),
+                         pack_unsigned(mx::abs(normal(shape, mx::float32)), {})};
+  const AdamwStep step{0.9F, 0.95F, 1e-8F, 0.999F, 0.02F, 3};
+  const AdamwBits ours = adamw(before, gradient, step, 7, stream()),
+                  expected = adamw(before, gradient, step, 7, mx::Device::cpu);
+  EXPECT_LE(largest(mx::subtract(ours.value, expected.value, stream())), 1e-5F);
+  const std::pair<EightBits, EightBits> kept[] = {{ours.mean, expected.mean}, {ours.root, expected.root}};
+  for (const auto& [found, wanted] : kept) {
+    EXPECT_LE(largest(mx::subtract(found.largest, wanted.largest, stream())), 1e-6F);
+    const mx::array apart =
+        mx::abs(mx::subtract(as_floats(found.codes), as_floats(wanted.codes), stream()), stream());
+    EXPECT_LE(mx::max(apart, stream()).item<float>(), 1);
+    EXPECT_LE(mx::mean(apart, stream()).item<float>(), 1e-3F);
   }
 }
 

@@ -11,7 +11,6 @@
 #include <functional>
 #include <stdexcept>
 
-#include "kernels/adamw.h"
 #include "kernels/gradients.h"
 #include "kernels/log_sum_exp.h"
 #include "kernels/products.h"
@@ -185,38 +184,6 @@ TEST_F(PointwiseTest, GradientsAreThoseOfMlxOnEveryInstructionSetAndThreadCount)
       }
       if (first.empty()) first = found;
     }
-  }
-}
-
-// Of more numbers than a thread takes at once.
-TEST_F(PointwiseTest, AdamwIsItsFormulaOnEveryInstructionSetAndThreadCount) {
-  const mx::Shape shape{333, 101};
-  const mx::array value = mx::random::normal(shape), mean = mx::random::normal(shape),
-                  square = mx::square(mx::random::normal(shape)), gradient = mx::random::normal(shape);
-  const AdamwStep step{0.9F, 0.95F, 1e-8F, 0.999F, 0.02F, 3};
-  const auto plus = [](const mx::array& a, float x, const mx::array& b, float y) {
-    return mx::add(mx::multiply(a, mx::array(x)), mx::multiply(b, mx::array(y)));
-  };
-  const mx::array new_mean = plus(mean, 0.9F, gradient, 0.1F),
-                  new_square = plus(square, 0.95F, mx::square(gradient), 0.05F);
-  const mx::array size = mx::add(mx::sqrt(mx::multiply(new_square, mx::array(3.0F))), mx::array(1e-8F));
-  const mx::array expected[] = {plus(value, 0.999F, mx::divide(new_mean, size), -0.02F), new_mean,
-                                new_square};
-  std::vector<mx::array> first;
-  for (const char* name : {"portable", "avx2", "avx512", "neon", "neon_i8mm"}) {
-    if (!find_loops(name)) continue;
-    use_loops(name);
-    set_threads(first.empty() ? 1 : 3);
-    const auto after = adamw({value, mean, square}, gradient, step, mx::Device::cpu);
-    const std::vector<mx::array> found{after.value, after.mean, after.square};
-    mx::eval(found);
-    for (int i = 0; i < 3; ++i) {
-      EXPECT_TRUE(close(found[i], expected[i])) << i;
-      if (!first.empty()) {
-        EXPECT_TRUE(mx::array_equal(found[i], first[i]).item<bool>()) << name << " " << i;
-      }
-    }
-    if (first.empty()) first = found;
   }
 }
 

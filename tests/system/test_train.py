@@ -360,7 +360,7 @@ def test_optimizers_of_whole_matrices_learn_alike_on_any_split(optimizer, method
 def test_eight_bits_of_adamw_take_less_memory(tmp_path):
     data, how = write_data(tmp_path / "data", QUESTIONS), ["--method", "full", "--iters", 4]
     large, small = (losses(data, tmp_path / str(bits), *how, "--optimizer-bits", bits)[1]["peak_bytes"] for bits in (32, 8))
-    assert large - small > 10e6  # 5 M values: 40 MB of moments in place of 10, and what a step takes on the way
+    assert large - small > 25e6  # 5 M values: 40 MB of moments became 10
 
 
 def test_eight_bits_of_adamw_learn_as_32_do(tmp_path):

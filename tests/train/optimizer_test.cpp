@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "parallel/tcp_group.h"
-#include "train/eight_bits.h"
 #include "train/muon.h"
 #include "train/schedule.h"
 
@@ -232,45 +231,6 @@ TEST(Muon, LeavesEmbeddingsVectorsAndRoutersToAdamW) {
     const mx::array x = some({shape.begin(), shape.end()}, 1), g = some(x.shape(), 2);
     EXPECT_EQ(numbers(one.step({x}, {g}, 0.1).front()), numbers(other.step({x}, {g}, 0.1).front())) << name;
   }
-}
-
-// Sizes from 1e-12 to 1, blocks of zeros, and a block that is not full.
-mx::array of_all_sizes() {
-  const mx::array x = mx::multiply(of_sizes({40, 250}, 12), mx::sign(some({40, 250}, 2)));
-  return mx::concatenate({mx::zeros({3, 250}), x}, 0);
-}
-
-TEST(EightBits, AreNearAndGiveTheSameCodesAgain) {
-  const mx::array x = of_all_sizes(), random_noise = rounding_noise(x.size(), mx::random::key(3));
-  for (const bool random : {false, true}) {
-    const auto noise = random ? std::optional(random_noise) : std::nullopt;
-    const auto a = pack_signed(x, noise), b = pack_unsigned(mx::abs(x), noise);
-    const mx::array unpacked = unpack_signed(a, x.shape()), size = unpack_unsigned(b, x.shape());
-    const auto a_again = pack_signed(unpacked, {}), b_again = pack_unsigned(size, {});
-    EXPECT_TRUE(mx::array_equal(a.codes, a_again.codes).item<bool>());
-    EXPECT_TRUE(mx::array_equal(a.largest, a_again.largest).item<bool>());
-    EXPECT_TRUE(mx::array_equal(b.codes, b_again.codes).item<bool>());
-    EXPECT_TRUE(mx::array_equal(b.largest, b_again.largest).item<bool>());
-    const auto exact = numbers(x), ours = numbers(unpacked), sizes = numbers(size);
-    for (std::size_t i = 0; i < exact.size(); ++i) {
-      // Steps of the fourth root, from the block's largest, which is 1 or less.
-      const double root = std::pow(std::abs(exact[i]), 0.25), step = (random ? 1 : 0.51) / 127;
-      EXPECT_LE(std::abs(std::pow(std::abs(ours[i]), 0.25) - root), step);
-      EXPECT_LE(std::abs(std::pow(sizes[i], 0.25) - root), step);
-      EXPECT_GE(ours[i] * exact[i], 0);
-      EXPECT_TRUE(exact[i] == 0 || sizes[i] > 0);
-    }
-  }
-}
-
-TEST(EightBits, RoundUpAsOftenAsTheMeanNeeds) {
-  const mx::array x = mx::concatenate({mx::array({1.0F}), mx::full({255}, 0.307F)}, 0);
-  double sum = 0;
-  for (int i = 0; i < 100; ++i)
-    for (const float value :
-         numbers(unpack_signed(pack_signed(x, rounding_noise(256, mx::random::key(i))), {256})))
-      sum += value;
-  EXPECT_NEAR((sum / 100 - 1) / 255, 0.307, 2e-4);
 }
 
 float root_mean_square(const mx::array& x) { return mx::sqrt(mx::mean(mx::square(x))).item<float>(); }
