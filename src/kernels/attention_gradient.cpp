@@ -41,8 +41,7 @@ struct Task {
 void column_panels(const float* x, int rows, int width, std::vector<float>& to) {
   const auto height = static_cast<std::size_t>(even(rows));
   to.resize(height * static_cast<std::size_t>(whole_panels(width)));
-  for (int first = 0; first < width; first += panel_outputs)
-    pack_columns(x, Format::f32, rows, width, first / panel_outputs, to.data() + height * first);
+  pack_columns(x, Format::f32, rows, width, 0, whole_panels(width) / panel_outputs, to.data());
 }
 
 // y = a product of prepared rows with panels, `apart` floats from each other, or is added to y.

@@ -328,20 +328,22 @@ void unpack_columns(const PackedMatrix& matrix, std::int64_t first_in, std::int6
 }
 
 void pack_columns(const void* weight, Format format, std::int64_t rows, std::int64_t width,
-                  std::int64_t index, float* panel) {
-  const std::int64_t first = index * panel_outputs;
-  const std::int64_t count = std::min<std::int64_t>(panel_outputs, width - first);
-  for (std::int64_t r = 0; r < rows; ++r, panel += panel_outputs) {
-    const std::int64_t at = r * width + first;
-    if (format == Format::f32) {
-      std::copy_n(static_cast<const float*>(weight) + at, count, panel);
-    } else {
-      for (std::int64_t i = 0; i < count; ++i)
-        panel[i] = element(static_cast<const std::byte*>(weight), at + i, dense_type(format));
+                  std::int64_t index, std::int64_t panels, float* to) {
+  const std::int64_t apart = even(rows) * panel_outputs;
+  for (std::int64_t r = 0; r < even(rows); ++r) {
+    for (std::int64_t p = 0; p < panels; ++p) {
+      float* target = to + p * apart + r * panel_outputs;
+      const std::int64_t first = (index + p) * panel_outputs, at = r * width + first;
+      const std::int64_t count = r < rows ? std::min<std::int64_t>(panel_outputs, width - first) : 0;
+      if (format == Format::f32) {
+        std::copy_n(static_cast<const float*>(weight) + at, count, target);
+      } else {
+        for (std::int64_t i = 0; i < count; ++i)
+          target[i] = element(static_cast<const std::byte*>(weight), at + i, dense_type(format));
+      }
+      std::fill(target + count, target + panel_outputs, 0.0F);
     }
-    std::fill(panel + count, panel + panel_outputs, 0.0F);
   }
-  if (rows % 2 != 0) std::fill_n(panel, panel_outputs, 0.0F);
 }
 
 void pack_column_pairs(const std::uint16_t* weight, std::int64_t rows, std::int64_t width, std::int64_t index,
@@ -356,14 +358,18 @@ void pack_column_pairs(const std::uint16_t* weight, std::int64_t rows, std::int6
 }
 
 void turn_panel_pairs(const PackedMatrix& matrix, std::int64_t index, std::uint16_t* panel) {
-  constexpr std::int64_t square = panel_outputs * panel_outputs;
+  constexpr std::int64_t square = panel_outputs * panel_outputs, ahead = 2;
   const PanelShape& shape = matrix.shape();
   const std::int64_t pairs =
       std::min<std::int64_t>(panel_outputs, even(shape.in) - index * panel_outputs) / 2;
   std::uint16_t from[square] = {}, to[square];
   for (std::int64_t p = 0; p < panels_of(shape); ++p) {
-    const auto* inputs =
-        reinterpret_cast<const std::uint16_t*>(matrix.panel(p)) + index * panel_outputs * panel_outputs;
+    const auto* inputs = reinterpret_cast<const std::uint16_t*>(matrix.panel(p)) + index * square;
+    // Each lies far from the one before: asked for in time.
+    if (p + ahead < panels_of(shape)) {
+      const auto* later = reinterpret_cast<const std::uint16_t*>(matrix.panel(p + ahead)) + index * square;
+      for (std::int64_t i = 0; i < pairs * 2 * panel_outputs; i += 32) __builtin_prefetch(later + i);
+    }
     const std::int64_t numbers = std::min(square, even(shape.out) * panel_outputs - p * square);
     if (pairs * 2 < panel_outputs) {
       std::copy_n(inputs, pairs * 2 * panel_outputs, from);

@@ -9,6 +9,8 @@ namespace {
 constexpr std::int64_t tile_height = 16;  // rows of x, or pairs of inputs
 constexpr std::int64_t tile_bytes = 64;   // of a row: 32 inputs, or 16 outputs
 constexpr std::int64_t pair_bytes = 4 * panel_outputs;
+constexpr std::int64_t step_bytes = tile_height * pair_bytes;  // of a panel
+constexpr std::int64_t second_level_bytes = 1 << 20;           // that x may take of the 2 MB
 // Of 32 inputs: a panel's part and that of 32 rows of x stay in the first-level cache.
 constexpr std::int64_t steps_at_once(int terms) { return terms == 1 ? 8 : 4; }
 
@@ -54,15 +56,27 @@ struct TileRows {
   std::int64_t row_bytes;
 };
 
+// Of a panel, what is asked for while something else is multiplied, a part of it at each step.
+struct Next {
+  const std::byte* at;
+  std::int64_t bytes_a_step;
+
+  void ask() {
+    for (std::int64_t line = 0; line < bytes_a_step; line += 64)
+      __builtin_prefetch(at + line, 0, Avx512::prefetch.locality);
+    at += bytes_a_step;
+  }
+};
+
 // sums [rows][32] (+)= x times `steps` of a panel's tiles.
 template <bool two, int terms>
 void add_tiles(TileRows x, const TileShape& shape, const std::byte* panel, std::int64_t steps, float* sums,
-               bool starts, bool asks_ahead) {
+               bool adds, Next& next) {
   constexpr std::int64_t sum_bytes = 4 * panel_outputs;
   float* lower = sums + tile_height * panel_outputs;
   written(sums);
   written(x.upper);
-  if (starts) {
+  if (!adds) {
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (two) {
@@ -77,8 +91,8 @@ void add_tiles(TileRows x, const TileShape& shape, const std::byte* panel, std::
       _tile_loadd(3, lower + 16, sum_bytes);
     }
   }
-  for (std::int64_t step = 0; step < steps; ++step, panel += tile_height * pair_bytes) {
-    if (asks_ahead) ahead<Avx512, 1>(panel, tile_height * pair_bytes);
+  for (std::int64_t step = 0; step < steps; ++step, panel += step_bytes) {
+    next.ask();
     _tile_loadd(6, panel, pair_bytes);
     _tile_loadd(7, panel + tile_bytes, pair_bytes);
     for (int term = 0; term < terms; ++term) {
@@ -144,6 +158,14 @@ void multiply_row_as_tiles(const Multiply& args, std::int64_t index, std::int64_
       Avx512::store(args.y + (index + p * apart) * panel_outputs + v * Avx512::lanes, sums[p][v]);
 }
 
+inline void copy_outputs(const float* from, std::int64_t outputs, float* to) {
+  if (outputs == panel_outputs) {
+    __builtin_memcpy(to, from, panel_outputs * sizeof(float));
+  } else {
+    for (std::int64_t o = 0; o < outputs; ++o) to[o] = from[o];
+  }
+}
+
 // One panel for some rows, whose sums stand side by side until they are whole: in y, rows of a power of two
 // would push each other out of the first-level cache.
 template <int terms>
@@ -151,51 +173,60 @@ class TileProduct {
  public:
   static constexpr std::int64_t most_rows = 256;
 
-  explicit TileProduct(const Multiply& args) : args_(args) {}
+  explicit TileProduct(const Multiply& args)
+      : args_(args), pairs_(even(args.shape.in) / 2), whole_(pairs_ / tile_height) {}
 
-  // Inputs in blocks, the last of which has fewer pairs than a tile. The order of the sums is the same for
-  // any number of rows.
-  void add(std::int64_t index, std::int64_t first_row, std::int64_t rows) {
-    const std::int64_t pairs = even(args_.shape.in) / 2, whole = pairs / tile_height,
-                       rest = pairs % tile_height;
+  // Of 32 inputs, the last of which may have fewer pairs than a tile.
+  std::int64_t steps() const { return (pairs_ + tile_height - 1) / tile_height; }
+
+  // Steps [first, end), some at once. The order of the sums is the same for any number of rows, and whichever
+  // steps are taken at once.
+  void add(std::int64_t index, std::int64_t first_row, std::int64_t rows, std::int64_t first,
+           std::int64_t end) {
     const std::int64_t outputs = smaller(panel_outputs, args_.shape.out - index * panel_outputs);
     float* y = args_.y + first_row * args_.stride + index * panel_outputs;
-    for (std::int64_t r = 0; args_.adds && r < rows; ++r) {
-      for (std::int64_t o = 0; o < outputs; ++o) sums_[r][o] = y[r * args_.stride + o];
-    }
+    bool adds = args_.adds || first > 0;
+    for (std::int64_t r = 0; adds && r < rows; ++r) copy_outputs(y + r * args_.stride, outputs, sums_[r]);
     const std::byte* panel = args_.panels + index * args_.panel_stride;
-    constexpr std::int64_t at_once = steps_at_once(terms);
-    for (std::int64_t step = 0; step < whole; step += at_once)
-      add_inputs(panel, first_row, rows, step, tile_height, smaller(at_once, whole - step));
-    if (rest > 0) add_inputs(panel, first_row, rows, whole, rest, 1);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t o = 0; o < outputs; ++o) y[r * args_.stride + o] = sums_[r][o];
+    for (std::int64_t step = first; step < end; adds = true) {
+      const std::int64_t left = smaller(end, whole_) - step;
+      const std::int64_t steps = left > 0 ? smaller(steps_at_once(terms), left) : 1;
+      add_inputs(panel, first_row, rows, step, steps, adds);
+      step += steps;
     }
+    for (std::int64_t r = 0; r < rows; ++r) copy_outputs(sums_[r], outputs, y + r * args_.stride);
   }
 
  private:
   void add_inputs(const std::byte* panel, std::int64_t first_row, std::int64_t rows, std::int64_t step,
-                  std::int64_t pairs, std::int64_t steps) {
+                  std::int64_t steps, bool adds) {
     const std::int64_t x_bytes = terms * prepared_bytes(Activation::bf16, args_.shape.in, 0);
-    const bool starts = step == 0 && !args_.adds;
-    panel += step * tile_height * pair_bytes;
+    const std::int64_t pairs = step < whole_ ? tile_height : pairs_ - whole_ * tile_height;
+    panel += step * step_bytes;
+    // Of many rows each asks for its share of as many inputs after these. Of few the first ask for all, from
+    // near by: their time is memory's, which is read in order then.
+    const std::int64_t blocks = (rows + 2 * tile_height - 1) / (2 * tile_height);
+    const bool in_turn = blocks >= 4;
+    Next next{panel + (in_turn ? steps * step_bytes : Avx512::prefetch.bytes),
+              in_turn ? step_bytes / blocks : step_bytes};
     for (std::int64_t row = 0; row < rows; row += 2 * tile_height) {
       const TileShape shape{smaller(2 * tile_height, rows - row), pairs};
-      const bool asks_ahead = first_row + row == 0;  // for later rows the panel is in the caches
       if (shape != shape_) configure(shape_ = shape);
       const std::byte* upper = args_.prepared + (first_row + row) * x_bytes;
       const std::int64_t before = step * terms * tile_bytes;  // of a row
       const TileRows x{upper + before * shape.upper(), upper + tile_height * x_bytes + before * shape.lower(),
                        4 * pairs};
       if (shape.lower() > 0) {
-        add_tiles<true, terms>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
+        add_tiles<true, terms>(x, shape, panel, steps, sums_[row], adds, next);
       } else {
-        add_tiles<false, terms>(x, shape, panel, steps, sums_[row], starts, asks_ahead);
+        add_tiles<false, terms>(x, shape, panel, steps, sums_[row], adds, next);
       }
+      if (!in_turn) next.bytes_a_step = 0;
     }
   }
 
   const Multiply& args_;
+  std::int64_t pairs_, whole_;
   TileShape shape_;
   alignas(64) float sums_[most_rows][panel_outputs];
 };
@@ -210,9 +241,17 @@ void multiply_by_tiles(const Multiply& args, std::int64_t first_panel, std::int6
     if (half > 0) first_panel += 2 * half;
   }
   TileProduct<terms> product(args);
-  for (std::int64_t row = 0; row < args.rows; row += product.most_rows) {
-    const std::int64_t rows = smaller(product.most_rows, args.rows - row);
-    for (std::int64_t p = first_panel; p < end_panel; ++p) product.add(p, row, rows);
+  constexpr std::int64_t at_once = steps_at_once(terms);
+  const std::int64_t steps = product.steps();
+  // Of few inputs most is y, which is gone through in its order.
+  const std::int64_t rows_at_once = steps <= at_once ? 2 * tile_height : product.most_rows;
+  for (std::int64_t row = 0; row < args.rows; row += rows_at_once) {
+    const std::int64_t rows = smaller(rows_at_once, args.rows - row);
+    // So many inputs of x stay in the second-level cache for all panels.
+    const std::int64_t block = second_level_bytes / (rows * terms * tile_bytes) / at_once * at_once;
+    for (std::int64_t step = 0; step < steps; step += block)
+      for (std::int64_t p = first_panel; p < end_panel; ++p)
+        product.add(p, row, rows, step, smaller(steps, step + block));
   }
   _tile_release();
 }

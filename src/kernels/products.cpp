@@ -39,13 +39,12 @@ std::byte* scratch_of(Activation activation, std::size_t bytes) {
   return memory.data();
 }
 
-// A panel that is not as the operand has it, in the thread's memory.
-const std::byte* made_panel(const Operand& operand, std::int64_t index) {
-  thread_local std::vector<std::byte> made;
+// A panel that is not as the operand has it; not of a dense one, turned as float32, which made_panels()
+// makes.
+void make_panel(const Operand& operand, std::int64_t index, std::byte* panel) {
   const PanelShape& shape = operand.shape;
-  made.resize(static_cast<std::size_t>(panel_bytes(shape)));
-  auto* to = reinterpret_cast<float*>(made.data());
-  auto* pairs = reinterpret_cast<std::uint16_t*>(made.data());
+  auto* to = reinterpret_cast<float*>(panel);
+  auto* pairs = reinterpret_cast<std::uint16_t*>(panel);
   if (operand.turned && shape.format == Format::bf16) {
     if (operand.packed) {
       turn_panel_pairs(*operand.packed, index, pairs);
@@ -55,12 +54,23 @@ const std::byte* made_panel(const Operand& operand, std::int64_t index) {
   } else if (operand.turned && operand.packed) {
     unpack_columns(*operand.packed, index * panel_outputs, panel_outputs, to);
     if (shape.in % 2 != 0) std::fill_n(to + shape.in * panel_outputs, panel_outputs, 0.0F);
-  } else if (operand.turned) {
-    pack_columns(operand.dense, operand.stored, shape.in, shape.out, index, to);
   } else if (operand.unpacks) {
     unpack_panel(*operand.packed, index, to);
   } else {
-    pack_panel(operand.dense, shape, index, made.data());
+    pack_panel(operand.dense, shape, index, panel);
+  }
+}
+
+// Some panels, one behind the other, in the thread's memory.
+const std::byte* made_panels(const Operand& operand, std::int64_t first, std::int64_t count) {
+  thread_local std::vector<std::byte> made;
+  const std::int64_t bytes = panel_bytes(operand.shape);
+  if (std::ssize(made) < count * bytes) made.resize(static_cast<std::size_t>(count * bytes));
+  if (operand.turned && !operand.packed && operand.shape.format == Format::f32) {
+    pack_columns(operand.dense, operand.stored, operand.shape.in, operand.shape.out, first, count,
+                 reinterpret_cast<float*>(made.data()));
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) make_panel(operand, first + i, made.data() + i * bytes);
   }
   return made.data();
 }
@@ -161,14 +171,23 @@ void multiply_panels(const Operand& operand, const std::byte* prepared, std::int
                    first, end);
     return;
   }
-  for (std::int64_t p = first; p < end; ++p)
-    multiply_panel(operand, prepared, rows, y + p * panel_outputs, shape.out, p, adds);
+  // As many as stay in the second-level cache.
+  constexpr std::int64_t bytes_at_once = 256 << 10;
+  const std::int64_t bytes = panel_bytes(shape), at_once = std::max<std::int64_t>(1, bytes_at_once / bytes);
+  for (std::int64_t p = first; p < end; p += at_once) {
+    const std::int64_t count = std::min(at_once, end - p);
+    PanelShape some = shape;
+    some.out = std::min(count * panel_outputs, shape.out - p * panel_outputs);
+    loops.multiply(
+        {some, made_panels(operand, p, count), bytes, prepared, y + p * panel_outputs, shape.out, rows, adds},
+        0, count);
+  }
 }
 
 void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
                     std::int64_t stride, std::int64_t index, bool adds) {
-  const std::byte* panel = operand.packed ? operand.packed->panel(index) : nullptr;
-  if (!operand.packed || operand.unpacks || operand.turned) panel = made_panel(operand, index);
+  const bool made = !operand.packed || operand.unpacks || operand.turned;
+  const std::byte* panel = made ? made_panels(operand, index, 1) : operand.packed->panel(index);
   PanelShape one = operand.shape;
   one.out = std::min<std::int64_t>(panel_outputs, one.out - index * panel_outputs);
   current_loops().multiply({one, panel, panel_bytes(one), prepared, y, stride, rows, adds}, 0, 1);

@@ -209,6 +209,36 @@ TEST_F(LinearTest, ARowDependsNeitherOnItsNeighboursNorOnThreads) {
   }
 }
 
+// More rows, inputs and panels than are taken at once, forward and back.
+TEST_F(LinearTest, ManyRowsOfManyInputsAreEachAsAlone) {
+  constexpr int rows = 300, at_once = 20;
+  for (const auto dtype : {mx::float32, mx::bfloat16}) {
+    for (const auto& [out, in] : {std::pair{75, 2530}, {2530, 75}}) {
+      const mx::array x = mx::random::normal({rows, in}), c = mx::random::normal({rows, out});
+      const Matrix matrix = pack(dense(mx::astype(mx::random::normal({out, in}), dtype)));
+      const auto product = [&](const std::vector<mx::array>& at) { return std::vector{run(at[0], matrix)}; };
+      const auto both = [&](int first, int count) {
+        const auto part = [&](const mx::array& all, int width) {
+          return mx::contiguous(mx::slice(all, {first, 0}, {first + count, width}));
+        };
+        const auto [y, gradient] = mx::vjp(product, {part(x, in)}, {part(c, out)});
+        return std::pair{floats(y[0]), floats(gradient[0])};
+      };
+      for (const char* name : {"avx2", "avx512", "avx512_bf16", "amx", "amx_float32", "neon", "neon_i8mm"}) {
+        if (!find_loops(name)) continue;
+        use_loops(name);
+        const auto [y, gradient] = both(0, rows);
+        for (int row = 0; row < rows; row += at_once) {
+          const auto [some_y, some_gradient] = both(row, at_once);
+          ASSERT_TRUE(std::equal(some_y.begin(), some_y.end(), y.begin() + row * out)) << name << " " << row;
+          ASSERT_TRUE(std::equal(some_gradient.begin(), some_gradient.end(), gradient.begin() + row * in))
+              << name << " " << row;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(LinearTest, SeveralMatricesAtOnceAreEachAsAlone) {
   const mx::array x = mx::random::normal({3, 2, 256}, mx::float32);
   const auto kinds = every_kind(40);
