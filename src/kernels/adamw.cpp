@@ -42,9 +42,9 @@ class Adamw : public CpuPrimitive {
 };
 
 // Inputs: value, codes and largest means, codes and largest roots, gradient. Outputs: all but the last anew.
-class AdamwOfBlocks : public CpuPrimitive {
+class AdamwIn8Bit : public CpuPrimitive {
  public:
-  AdamwOfBlocks(mx::Stream stream, const AdamwStep& step, std::uint32_t key)
+  AdamwIn8Bit(mx::Stream stream, const AdamwStep& step, std::uint32_t key)
       : CpuPrimitive(stream), step_(step), key_(key) {}
 
   Work work(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
@@ -56,16 +56,15 @@ class AdamwOfBlocks : public CpuPrimitive {
                                  result_of(outputs[4])};
     return [before, after, gradient = inputs[5].data<float>(), step = step_, key = key_,
             size = static_cast<std::int64_t>(inputs[0].size())] {
-      constexpr std::int64_t blocks = 64, at_once = blocks * optimizer_block;
+      constexpr std::int64_t at_once = 64 * optimizer_block;
       parallel((size + at_once - 1) / at_once, [&](std::int64_t part) {
         const std::int64_t first = part * at_once;
-        current_loops().vectors.adamw_of_blocks(before.from(part * blocks), gradient + first, step, key,
-                                                first, std::min(at_once, size - first),
-                                                after.from(part * blocks));
+        current_loops().vectors.adamw_in_8_bit(before, gradient, step, key, first,
+                                               std::min(size, first + at_once), after);
       });
     };
   }
-  const char* name() const override { return "TandemAdamwOfBlocks"; }
+  const char* name() const override { return "TandemAdamwIn8Bit"; }
 
  private:
   AdamwStep step_;
@@ -108,8 +107,8 @@ AdamwState adamw(const AdamwState& before, const mx::array& gradient, const Adam
   return {found[0], found[1], found[2]};
 }
 
-AdamwBits adamw(const AdamwBits& before, const mx::array& gradient, const AdamwStep& step, std::uint32_t key,
-                mx::StreamOrDevice s) {
+AdamwStateIn8Bit adamw(const AdamwStateIn8Bit& before, const mx::array& gradient, const AdamwStep& step,
+                       std::uint32_t key, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   const mx::Shape& shape = before.value.shape();
   if (stream.device == mx::Device::gpu) {
@@ -129,7 +128,7 @@ AdamwBits adamw(const AdamwBits& before, const mx::array& gradient, const AdamwS
   const mx::Shape &codes = before.mean.codes.shape(), &blocks = before.mean.largest.shape();
   const auto found = mx::array::make_arrays({shape, codes, blocks, codes, blocks},
                                             {mx::float32, mx::int8, mx::float32, mx::uint8, mx::float32},
-                                            std::make_shared<AdamwOfBlocks>(stream, step, key), inputs);
+                                            std::make_shared<AdamwIn8Bit>(stream, step, key), inputs);
   return {found[0], {found[1], found[2]}, {found[3], found[4]}};
 }
 

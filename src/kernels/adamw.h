@@ -19,13 +19,15 @@ struct AdamwState {
 AdamwState adamw(const AdamwState& before, const mlx::core::array& gradient, const AdamwStep& step,
                  mlx::core::StreamOrDevice s = {});
 
-struct AdamwBits {
+struct AdamwStateIn8Bit {
   mlx::core::array value;  // float32
   EightBits mean;          // signed
   EightBits root;          // of the squares' mean, which reaches as far down as the mean does; unsigned
 };
-// The same where the running means are kept in 8 bit, rounded by the key's noise.
-AdamwBits adamw(const AdamwBits& before, const mlx::core::array& gradient, const AdamwStep& step,
-                std::uint32_t key, mlx::core::StreamOrDevice s = {});
+// The same where the running means are kept in 8 bit, in blocks of the value's numbers in row-major order.
+// The key is that of rounding_noise(): another of each parameter and step, the same on ranks that hold the
+// same. On a GPU stream they are unpacked, moved and packed by MLX's operations.
+AdamwStateIn8Bit adamw(const AdamwStateIn8Bit& before, const mlx::core::array& gradient,
+                       const AdamwStep& step, std::uint32_t key, mlx::core::StreamOrDevice s = {});
 
 }  // namespace tandem::kernels

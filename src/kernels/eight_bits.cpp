@@ -30,20 +30,18 @@ mx::array rounded(const mx::array& x, const std::optional<mx::array>& noise, mx:
   return mx::floor(mx::add(x, noise.value_or(mx::array(0.5F)), s), s);
 }
 
-// The fourth root of each number's share of its block's largest.
+// The fourth root of each number's share of its block's largest: a division, by which the largest has all of
+// it and so the top code, whatever the noise.
 mx::array root_of(const mx::array& size, const mx::array& largest, mx::Stream s) {
   const mx::array zero(0.0F), one(1.0F);
-  const mx::array is_normal = mx::greater_equal(largest, mx::array(least_largest), s);
-  const mx::array inverse =
-      mx::where(is_normal, mx::divide(one, mx::where(is_normal, largest, one, s), s), zero, s);
-  return mx::sqrt(mx::sqrt(mx::multiply(size, inverse, s), s), s);
+  const mx::array divisor = mx::where(mx::greater(largest, zero, s), largest, one, s);
+  return mx::sqrt(mx::sqrt(mx::divide(size, divisor, s), s), s);
 }
 
 mx::array fourth_power(const mx::array& x, mx::Stream s) { return mx::square(mx::square(x, s), s); }
 
 }  // namespace
 
-// AdamwBlocks' noise (panels.h), in MLX's operations.
 mx::array rounding_noise(std::size_t size, std::uint32_t key, mx::StreamOrDevice device) {
   const mx::Stream s = mx::to_stream(device);
   const auto number = [](std::uint32_t value) { return mx::array(value, mx::uint32); };
@@ -52,9 +50,9 @@ mx::array rounding_noise(std::size_t size, std::uint32_t key, mx::StreamOrDevice
   };
   const int blocks = blocks_of(size);
   mx::array x = mx::arange(0, static_cast<double>(blocks) * block, 1, mx::uint32, s);
-  x = mx::bitwise_xor(mx::multiply(x, number(Noise::spread), s), number(key), s);
-  x = mx::multiply(stirred(x, 16), number(Noise::first), s);
-  x = mx::multiply(stirred(x, 15), number(Noise::second), s);
+  x = mx::bitwise_xor(mx::multiply(x, number(noise_spread), s), number(key), s);
+  x = mx::multiply(stirred(x, 16), number(noise_first), s);
+  x = mx::multiply(stirred(x, 15), number(noise_second), s);
   x = mx::astype(mx::right_shift(stirred(x, 16), number(8), s), mx::float32, s);
   return mx::reshape(mx::multiply(x, mx::array(0x1p-24F), s), {blocks, block}, s);
 }

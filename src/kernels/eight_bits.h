@@ -19,7 +19,7 @@ struct EightBits {
 
 // Of an array of this size: random parts of a step, each of which is added before a number is rounded down.
 // Without that a mean that moves by less than half a step a time would never move. The same for the same key
-// on every device (panels.h: AdamwBlocks).
+// on every device (vector_loops.h: rounding_noise).
 mlx::core::array rounding_noise(std::size_t size, std::uint32_t key, mlx::core::StreamOrDevice s = {});
 
 // Without noise: to the nearest, which gives numbers that were unpacked their codes again.
@@ -28,8 +28,8 @@ EightBits pack_signed(const mlx::core::array& x, const std::optional<mlx::core::
 mlx::core::array unpack_signed(const EightBits& x, const mlx::core::Shape& shape,
                                mlx::core::StreamOrDevice s = {});
 
-// Of numbers from 0 on. What is smaller than the least code becomes that, and no 0 where a block has another
-// number: one may divide by it.
+// Of numbers from 0 on. What is smaller than the least code, 2^-32 of the block's largest, becomes that: one
+// may divide by it.
 EightBits pack_unsigned(const mlx::core::array& x, const std::optional<mlx::core::array>& noise,
                         mlx::core::StreamOrDevice s = {});
 mlx::core::array unpack_unsigned(const EightBits& x, const mlx::core::Shape& shape,

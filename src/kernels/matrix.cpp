@@ -358,17 +358,20 @@ void pack_column_pairs(const std::uint16_t* weight, std::int64_t rows, std::int6
 }
 
 void turn_panel_pairs(const PackedMatrix& matrix, std::int64_t index, std::uint16_t* panel) {
-  constexpr std::int64_t square = panel_outputs * panel_outputs, ahead = 2;
+  constexpr std::int64_t square = panel_outputs * panel_outputs;
+  constexpr std::int64_t panels_ahead = 2;  // they lie far apart, where no prefetch of the hardware goes
   const PanelShape& shape = matrix.shape();
   const std::int64_t pairs =
       std::min<std::int64_t>(panel_outputs, even(shape.in) - index * panel_outputs) / 2;
+  const auto inputs_of = [&](std::int64_t p) {
+    return reinterpret_cast<const std::uint16_t*>(matrix.panel(p)) + index * square;
+  };
   std::uint16_t from[square] = {}, to[square];
   for (std::int64_t p = 0; p < panels_of(shape); ++p) {
-    const auto* inputs = reinterpret_cast<const std::uint16_t*>(matrix.panel(p)) + index * square;
-    // Each lies far from the one before: asked for in time.
-    if (p + ahead < panels_of(shape)) {
-      const auto* later = reinterpret_cast<const std::uint16_t*>(matrix.panel(p + ahead)) + index * square;
-      for (std::int64_t i = 0; i < pairs * 2 * panel_outputs; i += 32) __builtin_prefetch(later + i);
+    const std::uint16_t* inputs = inputs_of(p);
+    if (p + panels_ahead < panels_of(shape)) {
+      for (std::int64_t i = 0; i < pairs * 2 * panel_outputs; i += 64 / std::int64_t{sizeof *inputs})
+        __builtin_prefetch(inputs_of(p + panels_ahead) + i);
     }
     const std::int64_t numbers = std::min(square, even(shape.out) * panel_outputs - p * square);
     if (pairs * 2 < panel_outputs) {

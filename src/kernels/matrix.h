@@ -73,8 +73,8 @@ void pack_panel(const void* weight, const PanelShape& shape, std::int64_t index,
 // stream in the dtype of weight or scales. Every id must be in [0, out): they are not checked.
 mlx::core::array rows(const Matrix& matrix, const mlx::core::array& ids, mlx::core::StreamOrDevice s = {});
 
-// Of row-major [rows, width] memory of a dense `format` the columns from 32 * index on, as panels of
-// Format::f32, one behind the other: what multiplies from the other side.
+// Of row-major [rows, width] memory of a dense `format` the columns from 32 * index on, as `panels`
+// panels of Format::f32, one behind the other, what is missing 0: what multiplies from the other side.
 void pack_columns(const void* weight, Format format, std::int64_t rows, std::int64_t width,
                   std::int64_t index, std::int64_t panels, float* to);
 // The same of bfloat16, as one panel of Format::bf16.

@@ -132,12 +132,11 @@ struct AdamwNumbers {
   AdamwNumbers from(std::int64_t first) const { return {value + first, mean + first, square + first}; }
 };
 
-// What AdamW remembers in 8 bit (eight_bits.h): of a block of so many numbers the largest mean, the largest
+// What AdamW remembers in 8 bit (eight_bits.h): of each block of numbers the largest mean, the largest square
 // root of the squares' mean, and a code for each of either. A mean's code is its sign times the steps of the
-// fourth root of its share of the largest, and a root's one less than those.
+// fourth root of its share of the largest, and a square root's one less than those.
 inline constexpr int optimizer_block = 256;
 inline constexpr float signed_steps = 127, unsigned_steps = 256;
-inline constexpr float least_largest = 0x1p-126F;  // of a block that is not all zeros
 template <class Number, class Signed, class Unsigned>
 struct AdamwBlocks {
   Number* value;
@@ -146,26 +145,18 @@ struct AdamwBlocks {
   Unsigned* roots;
   Number* largest_root;  // [blocks]
 
-  AdamwBlocks from(std::int64_t block) const {
-    const std::int64_t first = block * optimizer_block;
+  AdamwBlocks from(std::int64_t first) const {  // where a block begins
+    const std::int64_t block = first / optimizer_block;
     return {value + first, means + first, largest_mean + block, roots + first, largest_root + block};
   }
 };
 using AdamwBlocksBefore = AdamwBlocks<const float, const std::int8_t, const std::uint8_t>;
 using AdamwBlocksAfter = AdamwBlocks<float, std::int8_t, std::uint8_t>;
 
-// What is added to a number's steps before they are rounded down, from 0 to 1, by its place in a parameter
-// and a key: 24 bits of a hash (C. Wellons, "Prospecting for Hash Functions", 2018: lowbias32).
-struct Noise {
-  static constexpr std::uint32_t spread = 0x9e3779b1U, first = 0x7feb352dU, second = 0x846ca68bU;
-
-  static float at(std::uint32_t place, std::uint32_t key) {
-    std::uint32_t x = place * spread ^ key;
-    x = (x ^ x >> 16) * first;
-    x = (x ^ x >> 15) * second;
-    return static_cast<float>(static_cast<std::int32_t>((x ^ x >> 16) >> 8)) * 0x1p-24F;
-  }
-};
+// The constants of a hash of a number's place and a key, 24 bits of which are its noise (C. Wellons,
+// "Prospecting for Hash Functions", 2018: lowbias32).
+inline constexpr std::uint32_t noise_spread = 0x9e3779b1U, noise_first = 0x7feb352dU,
+                               noise_second = 0x846ca68bU;
 
 struct VectorLoops {
   // scores [count] of which [first, end) are visible become e^(score * scale - top), the others 0; count is a
@@ -189,9 +180,9 @@ struct VectorLoops {
   void (*scaled_power)(const float* x, float log_sum, float factor, std::int64_t size, float* y);
   void (*adamw)(AdamwNumbers<const float> before, const float* gradient, const AdamwStep& step,
                 std::int64_t size, AdamwNumbers<float> after);
-  // The same of `size` numbers in blocks, the last of which may not be full; the first has this place.
-  void (*adamw_of_blocks)(AdamwBlocksBefore before, const float* gradient, const AdamwStep& step,
-                          std::uint32_t key, std::int64_t place, std::int64_t size, AdamwBlocksAfter after);
+  // The same of the numbers [first, end) in blocks, the last of which may not be full; `first` begins one.
+  void (*adamw_in_8_bit)(AdamwBlocksBefore before, const float* gradient, const AdamwStep& step,
+                         std::uint32_t key, std::int64_t first, std::int64_t end, AdamwBlocksAfter after);
   // One head: the pair (i, i + dims / 2) turned by the angle whose cosine and sine stand at i; the rest is
   // copied.
   void (*rotate)(const float* x, const float* cosines, const float* sines, int dims, int size, float* y);

@@ -9,9 +9,9 @@ namespace {
 constexpr std::int64_t tile_height = 16;  // rows of x, or pairs of inputs
 constexpr std::int64_t tile_bytes = 64;   // of a row: 32 inputs, or 16 outputs
 constexpr std::int64_t pair_bytes = 4 * panel_outputs;
-constexpr std::int64_t step_bytes = tile_height * pair_bytes;  // of a panel
-constexpr std::int64_t second_level_bytes = 1 << 20;           // that x may take of the 2 MB
-// Of 32 inputs: a panel's part and that of 32 rows of x stay in the first-level cache.
+constexpr std::int64_t step_bytes = tile_height * pair_bytes;  // of a panel: a step is a tile's 32 inputs
+constexpr std::int64_t x_bytes_in_second_level = 1 << 20;      // half of it on Sapphire Rapids
+// A panel's part and that of 32 rows of x stay in the first-level cache.
 constexpr std::int64_t steps_at_once(int terms) { return terms == 1 ? 8 : 4; }
 
 // What stands at `memory` is written by now: compilers do not know that the tile instructions read it.
@@ -56,43 +56,43 @@ struct TileRows {
   std::int64_t row_bytes;
 };
 
-// Of a panel, what is asked for while something else is multiplied, a part of it at each step.
-struct Next {
+// Prefetches what comes of a panel, some bytes of it at each step of a product.
+struct PanelPrefetch {
   const std::byte* at;
-  std::int64_t bytes_a_step;
+  std::int64_t bytes_per_step;
 
-  void ask() {
-    for (std::int64_t line = 0; line < bytes_a_step; line += 64)
+  void step() {
+    for (std::int64_t line = 0; line < bytes_per_step; line += 64)
       __builtin_prefetch(at + line, 0, Avx512::prefetch.locality);
-    at += bytes_a_step;
+    at += bytes_per_step;
   }
 };
 
 // sums [rows][32] (+)= x times `steps` of a panel's tiles.
 template <bool two, int terms>
 void add_tiles(TileRows x, const TileShape& shape, const std::byte* panel, std::int64_t steps, float* sums,
-               bool adds, Next& next) {
+               bool adds, PanelPrefetch& prefetch) {
   constexpr std::int64_t sum_bytes = 4 * panel_outputs;
   float* lower = sums + tile_height * panel_outputs;
   written(sums);
   written(x.upper);
-  if (!adds) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (two) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-  } else {
+  if (adds) {
     _tile_loadd(0, sums, sum_bytes);
     _tile_loadd(1, sums + 16, sum_bytes);
     if constexpr (two) {
       _tile_loadd(2, lower, sum_bytes);
       _tile_loadd(3, lower + 16, sum_bytes);
     }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (two) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
   }
   for (std::int64_t step = 0; step < steps; ++step, panel += step_bytes) {
-    next.ask();
+    prefetch.step();
     _tile_loadd(6, panel, pair_bytes);
     _tile_loadd(7, panel + tile_bytes, pair_bytes);
     for (int term = 0; term < terms; ++term) {
@@ -174,25 +174,28 @@ class TileProduct {
   static constexpr std::int64_t most_rows = 256;
 
   explicit TileProduct(const Multiply& args)
-      : args_(args), pairs_(even(args.shape.in) / 2), whole_(pairs_ / tile_height) {}
+      : args_(args), pairs_(even(args.shape.in) / 2), whole_steps_(pairs_ / tile_height) {}
 
-  // Of 32 inputs, the last of which may have fewer pairs than a tile.
+  // The last may have fewer inputs.
   std::int64_t steps() const { return (pairs_ + tile_height - 1) / tile_height; }
 
-  // Steps [first, end), some at once. The order of the sums is the same for any number of rows, and whichever
-  // steps are taken at once.
-  void add(std::int64_t index, std::int64_t first_row, std::int64_t rows, std::int64_t first,
-           std::int64_t end) {
+  // Some steps, a few at once. The order of the sums is the same for any number of rows, and whichever steps
+  // are taken at once.
+  void add(std::int64_t index, std::int64_t first_row, std::int64_t rows, std::int64_t first_step,
+           std::int64_t end_step) {
     const std::int64_t outputs = smaller(panel_outputs, args_.shape.out - index * panel_outputs);
     float* y = args_.y + first_row * args_.stride + index * panel_outputs;
-    bool adds = args_.adds || first > 0;
-    for (std::int64_t r = 0; adds && r < rows; ++r) copy_outputs(y + r * args_.stride, outputs, sums_[r]);
+    bool adds = args_.adds || first_step > 0;
+    if (adds) {
+      for (std::int64_t r = 0; r < rows; ++r) copy_outputs(y + r * args_.stride, outputs, sums_[r]);
+    }
     const std::byte* panel = args_.panels + index * args_.panel_stride;
-    for (std::int64_t step = first; step < end; adds = true) {
-      const std::int64_t left = smaller(end, whole_) - step;
-      const std::int64_t steps = left > 0 ? smaller(steps_at_once(terms), left) : 1;
+    for (std::int64_t step = first_step; step < end_step;) {
+      const std::int64_t whole = smaller(end_step, whole_steps_) - step,
+                         steps = whole > 0 ? smaller(steps_at_once(terms), whole) : 1;
       add_inputs(panel, first_row, rows, step, steps, adds);
       step += steps;
+      adds = true;
     }
     for (std::int64_t r = 0; r < rows; ++r) copy_outputs(sums_[r], outputs, y + r * args_.stride);
   }
@@ -201,14 +204,14 @@ class TileProduct {
   void add_inputs(const std::byte* panel, std::int64_t first_row, std::int64_t rows, std::int64_t step,
                   std::int64_t steps, bool adds) {
     const std::int64_t x_bytes = terms * prepared_bytes(Activation::bf16, args_.shape.in, 0);
-    const std::int64_t pairs = step < whole_ ? tile_height : pairs_ - whole_ * tile_height;
+    const std::int64_t pairs = step < whole_steps_ ? tile_height : pairs_ - whole_steps_ * tile_height;
     panel += step * step_bytes;
-    // Of many rows each asks for its share of as many inputs after these. Of few the first ask for all, from
-    // near by: their time is memory's, which is read in order then.
-    const std::int64_t blocks = (rows + 2 * tile_height - 1) / (2 * tile_height);
-    const bool in_turn = blocks >= 4;
-    Next next{panel + (in_turn ? steps * step_bytes : Avx512::prefetch.bytes),
-              in_turn ? step_bytes / blocks : step_bytes};
+    // Many blocks of rows share the prefetch of as many inputs after these. Of few the first prefetches all,
+    // from near by: their time is memory's, which is read in order then.
+    const std::int64_t row_blocks = (rows + 2 * tile_height - 1) / (2 * tile_height);
+    const bool shared = row_blocks >= 4;
+    PanelPrefetch prefetch{panel + (shared ? steps * step_bytes : Avx512::prefetch.bytes),
+                           shared ? step_bytes / row_blocks : step_bytes};
     for (std::int64_t row = 0; row < rows; row += 2 * tile_height) {
       const TileShape shape{smaller(2 * tile_height, rows - row), pairs};
       if (shape != shape_) configure(shape_ = shape);
@@ -217,16 +220,16 @@ class TileProduct {
       const TileRows x{upper + before * shape.upper(), upper + tile_height * x_bytes + before * shape.lower(),
                        4 * pairs};
       if (shape.lower() > 0) {
-        add_tiles<true, terms>(x, shape, panel, steps, sums_[row], adds, next);
+        add_tiles<true, terms>(x, shape, panel, steps, sums_[row], adds, prefetch);
       } else {
-        add_tiles<false, terms>(x, shape, panel, steps, sums_[row], adds, next);
+        add_tiles<false, terms>(x, shape, panel, steps, sums_[row], adds, prefetch);
       }
-      if (!in_turn) next.bytes_a_step = 0;
+      if (!shared) prefetch.bytes_per_step = 0;
     }
   }
 
   const Multiply& args_;
-  std::int64_t pairs_, whole_;
+  std::int64_t pairs_, whole_steps_;
   TileShape shape_;
   alignas(64) float sums_[most_rows][panel_outputs];
 };
@@ -248,7 +251,7 @@ void multiply_by_tiles(const Multiply& args, std::int64_t first_panel, std::int6
   for (std::int64_t row = 0; row < args.rows; row += rows_at_once) {
     const std::int64_t rows = smaller(rows_at_once, args.rows - row);
     // So many inputs of x stay in the second-level cache for all panels.
-    const std::int64_t block = second_level_bytes / (rows * terms * tile_bytes) / at_once * at_once;
+    const std::int64_t block = x_bytes_in_second_level / (rows * terms * tile_bytes) / at_once * at_once;
     for (std::int64_t step = 0; step < steps; step += block)
       for (std::int64_t p = first_panel; p < end_panel; ++p)
         product.add(p, row, rows, step, smaller(steps, step + block));

@@ -39,8 +39,9 @@ std::byte* scratch_of(Activation activation, std::size_t bytes) {
   return memory.data();
 }
 
-// A panel that is not as the operand has it; not of a dense one, turned as float32, which made_panels()
-// makes.
+// Whether the operand's panels are not as they are multiplied, and so are made on the way.
+bool is_made(const Operand& operand) { return !operand.packed || operand.unpacks || operand.turned; }
+
 void make_panel(const Operand& operand, std::int64_t index, std::byte* panel) {
   const PanelShape& shape = operand.shape;
   auto* to = reinterpret_cast<float*>(panel);
@@ -54,6 +55,8 @@ void make_panel(const Operand& operand, std::int64_t index, std::byte* panel) {
   } else if (operand.turned && operand.packed) {
     unpack_columns(*operand.packed, index * panel_outputs, panel_outputs, to);
     if (shape.in % 2 != 0) std::fill_n(to + shape.in * panel_outputs, panel_outputs, 0.0F);
+  } else if (operand.turned) {
+    pack_columns(operand.dense, operand.stored, shape.in, shape.out, index, 1, to);
   } else if (operand.unpacks) {
     unpack_panel(*operand.packed, index, to);
   } else {
@@ -67,6 +70,7 @@ const std::byte* made_panels(const Operand& operand, std::int64_t first, std::in
   const std::int64_t bytes = panel_bytes(operand.shape);
   if (std::ssize(made) < count * bytes) made.resize(static_cast<std::size_t>(count * bytes));
   if (operand.turned && !operand.packed && operand.shape.format == Format::f32) {
+    // Together, so that each row of the dense matrix is read in order.
     pack_columns(operand.dense, operand.stored, operand.shape.in, operand.shape.out, first, count,
                  reinterpret_cast<float*>(made.data()));
   } else {
@@ -166,7 +170,7 @@ void multiply_panels(const Operand& operand, const std::byte* prepared, std::int
   if (operand.packed && !operand.turned) {
     bytes_read().fetch_add((end - first) * panel_bytes(operand.packed->shape()), std::memory_order_relaxed);
   }
-  if (operand.packed && !operand.unpacks && !operand.turned) {
+  if (!is_made(operand)) {
     loops.multiply({shape, operand.packed->panel(0), panel_bytes(shape), prepared, y, shape.out, rows, adds},
                    first, end);
     return;
@@ -186,14 +190,17 @@ void multiply_panels(const Operand& operand, const std::byte* prepared, std::int
 
 void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
                     std::int64_t stride, std::int64_t index, bool adds) {
-  const bool made = !operand.packed || operand.unpacks || operand.turned;
-  const std::byte* panel = made ? made_panels(operand, index, 1) : operand.packed->panel(index);
+  const std::byte* panel = is_made(operand) ? made_panels(operand, index, 1) : operand.packed->panel(index);
   PanelShape one = operand.shape;
   one.out = std::min<std::int64_t>(panel_outputs, one.out - index * panel_outputs);
   current_loops().multiply({one, panel, panel_bytes(one), prepared, y, stride, rows, adds}, 0, 1);
 }
 
 void multiply(const Operand& operand, PreparedRows& x, float* y, bool adds) {
+  if (operand.shape.in == 0) {
+    if (!adds) std::fill_n(y, x.rows() * operand.shape.out, 0.0F);
+    return;
+  }
   const std::byte* prepared = x.as(operand.shape);
   const std::int64_t panels = panels_of(operand.shape);
   // Few enough parts that each is a long stream, and enough of them that threads of unequal speed end

@@ -162,54 +162,68 @@ inline float largest_magnitude(const float* x, int count) {
   return top;
 }
 
-inline float inverse_of_largest(float largest) { return largest >= least_largest ? 1 / largest : 0.0F; }
-
-// A number's steps, to be rounded down.
-inline float steps_of(float size, float inverse, float steps, float noise) {
-  return __builtin_sqrtf(__builtin_sqrtf(size * inverse)) * steps + noise;
+// In [0, 1). Vectors are made floats from signed integers faster.
+inline float rounding_noise(std::uint32_t place, std::uint32_t key) {
+  std::uint32_t x = place * noise_spread ^ key;
+  x = (x ^ x >> 16) * noise_first;
+  x = (x ^ x >> 15) * noise_second;
+  return static_cast<float>(static_cast<std::int32_t>((x ^ x >> 16) >> 8)) * 0x1p-24F;
 }
 
+// What eight_bits.cpp does with MLX's operations, of a number.
 inline float fourth_power(float root) { return (root * root) * (root * root); }
+inline float root_of(float size, float largest) {
+  return __builtin_sqrtf(__builtin_sqrtf(size / (largest > 0 ? largest : 1.0F)));
+}
+inline float unpack_signed(std::int8_t code, float largest) {
+  const float root = static_cast<float>(code) * (1 / signed_steps);
+  const float size = fourth_power(root) * largest;
+  return root < 0 ? -size : size;
+}
+inline float unpack_unsigned(std::uint8_t code, float largest) {
+  return fourth_power((static_cast<float>(code) + 1) * (1 / unsigned_steps)) * largest;
+}
+inline std::int8_t pack_signed(float x, float largest, float noise) {
+  const float steps = root_of(__builtin_fabsf(x), largest) * signed_steps + noise;
+  const auto code = static_cast<std::int32_t>(steps < signed_steps ? steps : signed_steps);
+  return static_cast<std::int8_t>(x < 0 ? -code : code);
+}
+inline std::uint8_t pack_unsigned(float x, float largest, float noise) {
+  float steps = root_of(x, largest) * unsigned_steps + noise;
+  steps = steps > 1 ? steps : 1.0F;
+  steps = steps < unsigned_steps ? steps : unsigned_steps;
+  return static_cast<std::uint8_t>(static_cast<std::int32_t>(steps) - 1);
+}
 
-// A block of AdamwBlocks, or its first numbers.
+// A block, or its first numbers.
 inline void adamw_of_block(AdamwBlocksBefore before, const float* gradient, const AdamwStep& step,
                            std::uint32_t key, std::uint32_t place, int size, AdamwBlocksAfter after) {
   float old_mean[optimizer_block], old_square[optimizer_block];
   for (int i = 0; i < size; ++i) {
-    const float share = static_cast<float>(before.means[i]) * (1 / signed_steps);
-    const float mean = fourth_power(share) * *before.largest_mean;
-    old_mean[i] = share < 0 ? -mean : mean;
-    const float root = (static_cast<float>(before.roots[i]) + 1) * (1 / unsigned_steps);
-    const float root_of_square = fourth_power(root) * *before.largest_root;
-    old_square[i] = root_of_square * root_of_square;
+    const float root = unpack_unsigned(before.roots[i], *before.largest_root);
+    old_mean[i] = unpack_signed(before.means[i], *before.largest_mean);
+    old_square[i] = root * root;
   }
-  float mean[optimizer_block] = {}, root[optimizer_block] = {};
-  adamw({before.value, old_mean, old_square}, gradient, step, size, {after.value, mean, root});
-  for (float& square : root) square = __builtin_sqrtf(square);
-  *after.largest_mean = largest_magnitude(mean, optimizer_block);
-  *after.largest_root = largest_magnitude(root, optimizer_block);
-  const float inverse_mean = inverse_of_largest(*after.largest_mean),
-              inverse_root = inverse_of_largest(*after.largest_root);
+  float mean[optimizer_block] = {}, square[optimizer_block] = {}, root[optimizer_block];
+  adamw({before.value, old_mean, old_square}, gradient, step, size, {after.value, mean, square});
+  for (int i = 0; i < optimizer_block; ++i) root[i] = __builtin_sqrtf(square[i]);
+  const float largest_mean = largest_magnitude(mean, optimizer_block),
+              largest_root = largest_magnitude(root, optimizer_block);
+  *after.largest_mean = largest_mean;
+  *after.largest_root = largest_root;
   for (int i = 0; i < optimizer_block; ++i) {
-    const float noise = Noise::at(place + static_cast<std::uint32_t>(i), key);
-    float steps = steps_of(__builtin_fabsf(mean[i]), inverse_mean, signed_steps, noise);
-    steps = steps < signed_steps ? steps : signed_steps;
-    const auto code = static_cast<std::int32_t>(steps);
-    after.means[i] = static_cast<std::int8_t>(mean[i] < 0 ? -code : code);
-    steps = steps_of(root[i], inverse_root, unsigned_steps, noise);
-    steps = steps > 1 ? steps : 1.0F;
-    steps = steps < unsigned_steps ? steps : unsigned_steps;
-    after.roots[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps) - 1);
+    const float noise = rounding_noise(place + static_cast<std::uint32_t>(i), key);
+    after.means[i] = pack_signed(mean[i], largest_mean, noise);
+    after.roots[i] = pack_unsigned(root[i], largest_root, noise);
   }
 }
 
-inline void adamw_of_blocks(AdamwBlocksBefore before, const float* gradient, const AdamwStep& step,
-                            std::uint32_t key, std::int64_t place, std::int64_t size,
-                            AdamwBlocksAfter after) {
-  for (std::int64_t first = 0; first < size; first += optimizer_block) {
-    const std::int64_t left = size - first, block = first / optimizer_block;
-    adamw_of_block(before.from(block), gradient + first, step, key, static_cast<std::uint32_t>(place + first),
-                   static_cast<int>(left < optimizer_block ? left : optimizer_block), after.from(block));
+inline void adamw_in_8_bit(AdamwBlocksBefore before, const float* gradient, const AdamwStep& step,
+                           std::uint32_t key, std::int64_t first, std::int64_t end, AdamwBlocksAfter after) {
+  for (; first < end; first += optimizer_block) {
+    const std::int64_t left = end - first;
+    adamw_of_block(before.from(first), gradient + first, step, key, static_cast<std::uint32_t>(first),
+                   static_cast<int>(left < optimizer_block ? left : optimizer_block), after.from(first));
   }
 }
 
@@ -319,7 +333,7 @@ constexpr VectorLoops vector_loops{softmax,
                                    log_sum,
                                    scaled_power,
                                    adamw,
-                                   adamw_of_blocks,
+                                   adamw_in_8_bit,
                                    rotate,
                                    unpack_rows,
                                    unpack_columns,

@@ -191,9 +191,8 @@ std::vector<mx::array> Optimizer::step(const std::vector<mx::array>& parameters,
     if (in_8_bit(i)) {
       after.push_back(moved_in_8_bit(i, parameters[i], gradients[i], rate));
     } else {
-      auto remembered = state(i);
-      after.push_back(moved(i, parameters[i], gradients[i], remembered, rate));
-      kept_[i] = std::move(remembered);
+      kept_[i] = state(i);
+      after.push_back(moved(i, parameters[i], gradients[i], kept_[i], rate));
     }
     pending.push_back(after.back());
     pending.insert(pending.end(), kept_[i].begin(), kept_[i].end());

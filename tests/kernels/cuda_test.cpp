@@ -239,11 +239,11 @@ TEST_F(CudaTest, AMixtureHasItsGradientsAsOnTheCpu) {
 TEST_F(CudaTest, AdamwOfEightBitsIsThatOfTheCpu) {
   const mx::Shape shape{300, 700};
   const mx::array value = normal(shape, mx::float32), gradient = normal(shape, mx::float32);
-  const AdamwBits before{value, pack_signed(normal(shape, mx::float32), {}),
-                         pack_unsigned(mx::abs(normal(shape, mx::float32)), {})};
+  const AdamwStateIn8Bit before{value, pack_signed(normal(shape, mx::float32), {}),
+                                pack_unsigned(mx::abs(normal(shape, mx::float32)), {})};
   const AdamwStep step{0.9F, 0.95F, 1e-8F, 0.999F, 0.02F, 3};
-  const AdamwBits ours = adamw(before, gradient, step, 7, stream()),
-                  expected = adamw(before, gradient, step, 7, mx::Device::cpu);
+  const AdamwStateIn8Bit ours = adamw(before, gradient, step, 7, stream()),
+                         expected = adamw(before, gradient, step, 7, mx::Device::cpu);
   EXPECT_LE(largest(mx::subtract(ours.value, expected.value, stream())), 1e-5F);
   const std::pair<EightBits, EightBits> kept[] = {{ours.mean, expected.mean}, {ours.root, expected.root}};
   for (const auto& [found, wanted] : kept) {

@@ -210,8 +210,8 @@ TEST_F(LinearTest, ARowDependsNeitherOnItsNeighboursNorOnThreads) {
 }
 
 // More rows, inputs and panels than are taken at once, forward and back.
-TEST_F(LinearTest, ManyRowsOfManyInputsAreEachAsAlone) {
-  constexpr int rows = 300, at_once = 20;
+TEST_F(LinearTest, ManyRowsOfManyInputsAreAsFewAtATime) {
+  constexpr int rows = 300, few = 20;
   for (const auto dtype : {mx::float32, mx::bfloat16}) {
     for (const auto& [out, in] : {std::pair{75, 2530}, {2530, 75}}) {
       const mx::array x = mx::random::normal({rows, in}), c = mx::random::normal({rows, out});
@@ -228,8 +228,8 @@ TEST_F(LinearTest, ManyRowsOfManyInputsAreEachAsAlone) {
         if (!find_loops(name)) continue;
         use_loops(name);
         const auto [y, gradient] = both(0, rows);
-        for (int row = 0; row < rows; row += at_once) {
-          const auto [some_y, some_gradient] = both(row, at_once);
+        for (int row = 0; row < rows; row += few) {
+          const auto [some_y, some_gradient] = both(row, few);
           ASSERT_TRUE(std::equal(some_y.begin(), some_y.end(), y.begin() + row * out)) << name << " " << row;
           ASSERT_TRUE(std::equal(some_gradient.begin(), some_gradient.end(), gradient.begin() + row * in))
               << name << " " << row;
@@ -237,6 +237,14 @@ TEST_F(LinearTest, ManyRowsOfManyInputsAreEachAsAlone) {
       }
     }
   }
+}
+
+TEST_F(LinearTest, ThereIsNoGradientOfNoRows) {
+  const auto product = [](const std::vector<mx::array>& at) { return std::vector{run(at[0], dense(at[1]))}; };
+  const mx::array x = mx::zeros({0, 96}), w = mx::random::normal({64, 96});
+  const auto gradients = mx::vjp(product, {x, w}, {mx::zeros({0, 64})}).second;
+  EXPECT_EQ(gradients[0].shape(), x.shape());
+  EXPECT_TRUE(mx::array_equal(gradients[1], mx::zeros({64, 96})).item<bool>());
 }
 
 TEST_F(LinearTest, SeveralMatricesAtOnceAreEachAsAlone) {
