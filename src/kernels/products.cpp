@@ -42,6 +42,7 @@ std::byte* scratch_of(Activation activation, std::size_t bytes) {
 // Whether the operand's panels are not as they are multiplied, and so are made on the way.
 bool is_made(const Operand& operand) { return !operand.packed || operand.unpacks || operand.turned; }
 
+// One of them; a dense matrix, turned as float32, has its made together (made_panels).
 void make_panel(const Operand& operand, std::int64_t index, std::byte* panel) {
   const PanelShape& shape = operand.shape;
   auto* to = reinterpret_cast<float*>(panel);
@@ -55,8 +56,6 @@ void make_panel(const Operand& operand, std::int64_t index, std::byte* panel) {
   } else if (operand.turned && operand.packed) {
     unpack_columns(*operand.packed, index * panel_outputs, panel_outputs, to);
     if (shape.in % 2 != 0) std::fill_n(to + shape.in * panel_outputs, panel_outputs, 0.0F);
-  } else if (operand.turned) {
-    pack_columns(operand.dense, operand.stored, shape.in, shape.out, index, 1, to);
   } else if (operand.unpacks) {
     unpack_panel(*operand.packed, index, to);
   } else {
@@ -189,11 +188,11 @@ void multiply_panels(const Operand& operand, const std::byte* prepared, std::int
 }
 
 void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
-                    std::int64_t stride, std::int64_t index, bool adds) {
+                    std::int64_t stride, std::int64_t index) {
   const std::byte* panel = is_made(operand) ? made_panels(operand, index, 1) : operand.packed->panel(index);
   PanelShape one = operand.shape;
   one.out = std::min<std::int64_t>(panel_outputs, one.out - index * panel_outputs);
-  current_loops().multiply({one, panel, panel_bytes(one), prepared, y, stride, rows, adds}, 0, 1);
+  current_loops().multiply({one, panel, panel_bytes(one), prepared, y, stride, rows}, 0, 1);
 }
 
 void multiply(const Operand& operand, PreparedRows& x, float* y, bool adds) {

@@ -70,7 +70,7 @@ void multiply_panels(const Operand& operand, const std::byte* prepared, std::int
                      std::int64_t first, std::int64_t end, bool adds = false);
 // Of one panel: row r's outputs, 32 or what is left, at y[r * stride].
 void multiply_panel(const Operand& operand, const std::byte* prepared, std::int64_t rows, float* y,
-                    std::int64_t stride, std::int64_t index, bool adds = false);
+                    std::int64_t stride, std::int64_t index);
 
 // y [m, n] = aᵀ · b of a [rows, m] and b [rows, n]: the gradient by a matrix.
 void multiply_outer(const float* a, std::int64_t m, const float* b, std::int64_t n, std::int64_t rows,

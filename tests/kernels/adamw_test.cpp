@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/eight_bits.h"
+#include "kernels/fixture.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
 
@@ -17,14 +18,7 @@ namespace {
 
 namespace mx = mlx::core;
 
-class AdamwTest : public testing::Test {
- protected:
-  void SetUp() override { mx::random::seed(1); }
-  void TearDown() override {
-    use_loops(nullptr);
-    set_threads(1);
-  }
-};
+class AdamwTest : public KernelsTest {};
 
 bool close(const mx::array& a, const mx::array& b) { return mx::allclose(a, b, 2e-6, 2e-6).item<bool>(); }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/attention_by_mlx.h"
+#include "kernels/fixture.h"
 #include "kernels/gradients.h"
 #include "kernels/products.h"
 #include "kernels/threads.h"
@@ -99,14 +100,7 @@ double relative_error(const std::vector<float>& values, const std::vector<float>
   return std::sqrt(difference / square);
 }
 
-class AttentionTest : public testing::Test {
- protected:
-  void SetUp() override { mx::random::seed(1); }
-  void TearDown() override {
-    use_loops(nullptr);
-    set_threads(1);
-  }
-};
+class AttentionTest : public KernelsTest {};
 
 // float32 sums of up to 600 weights that add to one, of scores that are off by 64 roundings of at most 8.
 constexpr double tolerance = 5e-5;

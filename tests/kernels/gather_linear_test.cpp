@@ -8,6 +8,7 @@
 #include <cmath>
 #include <functional>
 
+#include "kernels/fixture.h"
 #include "kernels/gradients.h"
 #include "kernels/linear.h"
 #include "kernels/threads.h"
@@ -52,15 +53,7 @@ mx::array run(const mx::array& x, const Experts& experts, const mx::array& ids) 
   return gather_linear(x, experts, ids, mx::Device::cpu);
 }
 
-class GatherLinearTest : public testing::Test {
- protected:
-  void SetUp() override { mx::random::seed(1); }
-  void TearDown() override {
-    use_loops(nullptr);
-    use_activations(Activations::automatic);
-    set_threads(1);
-  }
-};
+class GatherLinearTest : public KernelsTest {};
 
 TEST_F(GatherLinearTest, EachRowIsAsLinearGivesItAlone) {
   for (const auto activations : {Activations::automatic, Activations::float32}) {

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/fixture.h"
 #include "kernels/threads.h"
 
 namespace tandem::kernels {
@@ -69,15 +70,7 @@ std::vector<Matrix> every_kind(int out) {
   return kinds;
 }
 
-class LinearTest : public testing::Test {
- protected:
-  void SetUp() override { mx::random::seed(1); }
-  void TearDown() override {
-    use_loops(nullptr);
-    use_activations(Activations::automatic);
-    set_threads(1);
-  }
-};
+class LinearTest : public KernelsTest {};
 
 TEST_F(LinearTest, EqualsTheSumForAnyShapeAndType) {
   use_activations(Activations::float32);  // what pairs and int8 come to is tested below

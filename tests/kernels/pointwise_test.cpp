@@ -11,6 +11,7 @@
 #include <functional>
 #include <stdexcept>
 
+#include "kernels/fixture.h"
 #include "kernels/gradients.h"
 #include "kernels/log_sum_exp.h"
 #include "kernels/products.h"
@@ -21,14 +22,7 @@ namespace {
 
 namespace mx = mlx::core;
 
-class PointwiseTest : public testing::Test {
- protected:
-  void SetUp() override { mx::random::seed(1); }
-  void TearDown() override {
-    use_loops(nullptr);
-    set_threads(1);
-  }
-};
+class PointwiseTest : public KernelsTest {};
 
 bool close(const mx::array& a, const mx::array& b, double tolerance = 2e-6) {
   return mx::allclose(a, b, tolerance, tolerance).item<bool>();
